@@ -1,0 +1,64 @@
+"""What a user typed: misspelt overrides are one sentence that names the nearest valid word."""
+
+import pytest
+
+from vqgen import build, cli
+
+STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
+
+
+@pytest.mark.parametrize(
+    ("entry", "word", "sentence"),
+    [
+        (STAGE1, "train.lrr=1e-4", r"no setting 'train.lrr'; did you mean train.lr\?"),
+        (STAGE1, "loss.gan.strat=0.3", r"did you mean loss.gan.start\?"),
+        (STAGE1, "lodger=files", r"no setting 'lodger'; did you mean logger\?"),
+        (STAGE1, "tokenizer=vqgn", r"tokenizer=vqgn is not known; did you mean vqgan\?"),
+        (STAGE1, "data=emojis", r"did you mean emoji\?; there are .*cifar10"),
+        (STAGE1, "gan.start=0.3", r"did you mean loss.gan.start\?"),
+        (STAGE1, "data.sise=64", r"did you mean data.size\?"),
+        (STAGE1, "train.lr=fast", r"train.lr wants a number like .*, got fast"),
+        (STAGE1, "train.global_batch=true", r"train.global_batch wants a number"),
+        (STAGE1, "loss.gan.adaptive=7", r"loss.gan.adaptive wants true or false, got 7"),
+        (STAGE1, "data.flip=yep", r"data.flip wants true or false, got yep"),
+        (STAGE1, "foo", r"wanted settings like train.lr=1e-4, got 'foo' without a value"),
+        (STAGE2, "prior=lamagen", r"did you mean llamagen\?"),
+        (STAGE2, "prior.widht=64", r"did you mean prior.width\?"),
+        (STAGE2, "train.max_step=5", r"did you mean train.max_steps\?"),
+        ((".", "sample"), "temprature=0.9", r"did you mean temperature\?"),
+        ((".", "sample"), "topk=100", r"did you mean top_k\?"),
+    ],
+)
+def test_typos_name_the_nearest_word(entry: tuple[str, str], word: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        cli.check_overrides(*entry, [word])
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (STAGE1, ["train.lr=2e-4", "train.max_minutes=3", "train.resume=auto", "run.name=x"]),
+        (STAGE1, ["data=folder", "data.root=some/where", "data.size=[96,128]"]),
+        (STAGE1, ["tokenizer=vqvae", "logger=files", "trainer.precision=32-true", "debug=fast"]),
+        (STAGE1, ["loss.perceptual=none", "loss.gan=none"]),
+        (STAGE2, ["tokenizer=runs/stage1/x", "prior=llamagen_l", "train.ema=0"]),
+        ((".", "sample"), ["classes=[flags,2]", "guidance=linear:4", "top_p=0.9", "out=a.png"]),
+    ],
+)
+def test_what_is_right_passes(entry: tuple[str, str], words: list[str]) -> None:
+    cli.check_overrides(*entry, words)
+
+
+def test_an_unknown_key_of_a_node_names_the_nearest_argument() -> None:
+    node = {"_target_": "vqgen.losses.gan.PatchGAN", "weigth": 1.0}
+    with pytest.raises(
+        ValueError, match=r"PatchGAN has no setting 'weigth'; did you mean weight\?"
+    ):
+        build.make({"_target_": "vqgen.losses.stage1.Stage1Loss", "gan": node})
+
+
+def test_a_saved_model_may_only_name_classes_of_vqgen() -> None:
+    with pytest.raises(ValueError, match="only classes of vqgen"):
+        build.model(
+            {"_target_": "vqgen.tokenizers.vq.VectorQuantizer", "x": {"_target_": "os.system"}}
+        )

@@ -1,0 +1,97 @@
+"""Real models and data, only small: what the tests of training, pipeline and contracts are run
+on."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqgen.data.images import ImageData
+from vqgen.data.store import ImageSet, Kept
+from vqgen.losses.gan import PatchGAN
+from vqgen.losses.stage1 import Stage1Loss
+from vqgen.nn.autoencoder import Decoder, Encoder
+from vqgen.priors.llamagen import LlamaGen
+from vqgen.tokenizers.autoencoder import Autoencoder
+from vqgen.tokenizers.codebook import Codebook
+from vqgen.tokenizers.vq import VectorQuantizer
+from vqgen.training.logs import FileBoard
+from vqgen.training.module import Budget, Recipe
+from vqgen.training.optimizer import Schedule
+
+SIZE = (16, 24)  # not square, on purpose
+CODES = 32
+
+
+def tokenizer(update: str = "learned", image_size: tuple[int, int] = SIZE) -> Autoencoder:
+    """A VQ autoencoder of factor 8: 2 x 3 tokens of 32 codes."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"channels": 32, "multipliers": (1, 1), "blocks": 1, "patch": 4}
+    return Autoencoder(
+        image_size=image_size,
+        encoder=partial(Encoder, **shape, attention_levels=()),
+        decoder=partial(Decoder, **shape, attention_levels=()),
+        bottleneck=VectorQuantizer(codebook=Codebook(size=CODES, dim=8, update=update)),
+        z_channels=32,
+    )
+
+
+def loss(gan: bool = True) -> Stage1Loss:
+    """L1 and, from 40 % of the run on, a small patch GAN."""
+    return Stage1Loss(gan=PatchGAN(width=8, layers=1, warmup=0.1) if gan else None)
+
+
+def prior(num_classes: int = 3) -> LlamaGen:
+    """A transformer of two layers over the tokens of `tokenizer`, with dropout."""
+    torch.manual_seed(1)
+    return LlamaGen(tokenizer().spec, width=32, depth=2, heads=2, num_classes=num_classes)
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    """uint8 [count, 3, H, W]: smooth random pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 6, generator=generator)
+    return (torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear") * 255).to(torch.uint8)
+
+
+def data(batch: int = 4, accumulate: int = 1, classes: int = 3, seed: int = 0) -> ImageData:
+    """24 training and 6 validation images in memory, flipped at random."""
+
+    def split(count: int, seed: int) -> ImageSet:
+        pixels = list(images(count, seed).permute(0, 2, 3, 1).numpy())
+        labels = np.arange(count) % classes if classes else None
+        return ImageSet(Kept(pixels, labels), size=SIZE, skipped={})
+
+    return ImageData(
+        name="tiny",
+        train=split(24, 1),
+        val=split(6, 2),
+        class_names=[f"class {i}" for i in range(classes)],
+        flip=True,
+        global_batch=batch,
+        accumulate=accumulate,
+        seed=seed,
+    )
+
+
+def recipe(steps: int, **more: Any) -> Recipe:
+    """A run of so many steps that logs every one."""
+    schedule = Schedule(lr=1e-3, warmup_steps=2)
+    return Recipe(budget=Budget(max_steps=steps), schedule=schedule, log_every=1, **more)
+
+
+def settings(validate_every: int = 100, save_every: int = 100) -> dict[str, Any]:
+    """What launch.train reads of the resolved config."""
+    trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    return {
+        "train": {"validate_every": validate_every, "save_every": save_every},
+        "trainer": trainer,
+    }
+
+
+def board(folder: Path) -> list[FileBoard]:
+    """The file board of a run folder."""
+    return [FileBoard(folder)]

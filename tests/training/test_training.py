@@ -1,0 +1,187 @@
+"""Both stages through launch.train: learning, logs, export, exact resume, bad losses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from vqgen import checkpoint
+from vqgen.data.encoded import EncodedImages
+from vqgen.training import launch
+from vqgen.training.launch import Run
+from vqgen.training.module import TrainingModule
+from vqgen.training.stage1 import Stage1
+from vqgen.training.stage2 import Stage2
+
+
+def stage1(folder: Path, steps: int, **more: Any) -> tuple[Stage1, Any]:
+    """A stage-1 module with a GAN that starts at 40 %, and its data."""
+    accumulate = more.pop("accumulate", 1)
+    recipe = tiny.recipe(steps, accumulate=accumulate)
+    module = Stage1(tiny.tokenizer(**more), tiny.loss(), recipe, architecture={}, facts={})
+    return module, tiny.data(accumulate=accumulate)
+
+
+def stage2(folder: Path, steps: int, classes: int = 3, accumulate: int = 1) -> tuple[Stage2, Any]:
+    """A stage-2 module and its data; the tokenizer is exported beside it."""
+    tokenizer = tiny.tokenizer().eval()
+    export = folder / "tokenizer"
+    checkpoint.save_model(export, tokenizer, kind="tokenizer", architecture={}, facts={})
+    module = Stage2(
+        tiny.prior(classes),
+        tiny.recipe(steps, accumulate=accumulate),
+        image_size=tiny.SIZE,
+        preview=lambda prior: torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(),
+        tokenizer=export,
+        architecture={},
+        facts={"num_classes": classes},
+    )
+    return module, EncodedImages(tiny.data(accumulate=accumulate, classes=classes), tokenizer)
+
+
+STAGES = {
+    "learned": lambda folder, steps: stage1(folder, steps),
+    "ema": lambda folder, steps: stage1(folder, steps, update="ema"),
+    "accumulated": lambda folder, steps: stage1(folder, steps, accumulate=2),
+    "llamagen": lambda folder, steps: stage2(folder, steps),
+    "llamagen-accumulated": lambda folder, steps: stage2(folder, steps, accumulate=2),
+}
+
+
+def run(
+    folder: Path, module: TrainingModule, data: Any, resume: Run | None = None, **more: Any
+) -> int:
+    """Train in `folder` with the file board."""
+    folder.mkdir(exist_ok=True)
+    opened = resume or Run(folder)
+    data.samples_seen = opened.counters.samples
+    settings, boards = tiny.settings(**more), tiny.board(folder)
+    return launch.train(module, data, opened, settings, boards=boards, precision="32-true")
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Everything in the last checkpoint that decides how training goes on, flat."""
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    flat = dict(saved["state_dict"])
+    for i, optimizer in enumerate(saved["optimizer_states"]):
+        for j, state in optimizer["state"].items():
+            flat |= {f"optimizer{i}.{j}.{name}": value for name, value in state.items()}
+    flat["random"] = saved["vqgen"]["random"]["torch"]
+    return flat
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, kind: str) -> None:
+    whole, data = STAGES[kind](tmp_path, 8)
+    run(tmp_path / "whole", whole, data, save_every=3, validate_every=2)
+    interrupted, data = STAGES[kind](tmp_path, 8)
+    folder = tmp_path / "cut"
+    stop = StopAt(3)
+    interrupted.on_train_batch_end = stop.bind(interrupted)  # type: ignore[method-assign]
+    run(folder, interrupted, data, save_every=3, validate_every=100)
+    assert launch.read_counters(folder)[1].step == 3
+    torch.manual_seed(12345)  # whatever the new process starts with
+    resumed, data = STAGES[kind](tmp_path, 8)
+    run(folder, resumed, data, resume=Run(folder, *launch.read_counters(folder)), save_every=3)
+    expected, got = weights(tmp_path / "whole"), weights(folder)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+class StopAt:
+    """Ends a run after so many steps, as a kill between two steps would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def bind(self, module: TrainingModule):
+        def on_train_batch_end(*args: Any) -> None:
+            if module.counters.step == self.step:
+                module.trainer.should_stop = True
+
+        return on_train_batch_end
+
+
+def test_stage1_logs_and_exports(tmp_path: Path) -> None:
+    module, data = stage1(tmp_path, 6)
+    run(tmp_path / "run", module, data, validate_every=3)
+    text = (tmp_path / "run" / "metrics.csv").read_text()
+    for name in (
+        *("train/pixel", "train/commitment", "train/codebook", "train/total", "train/lr"),
+        *("train/norm_generator", "train/norm_discriminator", "gan/logits_real", "gan/logits_fake"),
+        *("gan/weight", "gan/adaptive_weight", "codebook/usage", "codebook/perplexity"),
+        *("codebook/revived", "val/psnr", "val/ssim", "perf/images_per_second", "perf/memory_gib"),
+    ):
+        assert f",{name}," in text, name
+    steps = {int(line.split(",")[0]) for line in text.splitlines()[1:]}
+    assert steps == set(range(1, 7)), "counted in generator steps"
+    saved = checkpoint.read_model(tmp_path / "run" / "tokenizer", "tokenizer")
+    assert saved.facts["steps"] == 6 and saved.facts["images"] == 24
+    assert list((tmp_path / "run" / "samples").glob("samples_reconstructions_*.png"))
+
+
+def test_stage2_reports_bits_beside_the_uniform_line(tmp_path: Path) -> None:
+    module, data = stage2(tmp_path, 2)
+    run(tmp_path / "run", module, data, validate_every=2)
+    rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    last = {name: float(value) for _, name, value in rows[1:]}
+    assert last["val/bits_per_token_uniform"] == pytest.approx(5.0)
+    assert last["val/bits_per_token"] == pytest.approx(5.0, abs=0.2)  # it starts uniform
+    dimensions = 3 * tiny.SIZE[0] * tiny.SIZE[1]
+    assert last["val/bits_per_dimension"] == pytest.approx(
+        last["val/bits_per_token"] * 6 / dimensions, rel=1e-5
+    )
+    assert (tmp_path / "run" / "pipeline" / "tokenizer" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "pipeline" / "prior" / "model.safetensors").is_file()
+
+
+def test_accumulation_is_the_same_gradient(tmp_path: Path) -> None:
+    """One step of a batch of 4 has the gradient of two micro-batches of 2 (no GAN, no dropout)."""
+    results = []
+    for accumulate in (1, 2):
+        module = Stage1(
+            tiny.tokenizer(),
+            tiny.loss(gan=False),
+            tiny.recipe(1, accumulate=accumulate),
+            architecture={},
+            facts={},
+        )
+        module.model.bottleneck.codebook.started.fill_(True)  # else the first batch decides
+        folder = tmp_path / str(accumulate)
+        run(folder, module, tiny.data(accumulate=accumulate))
+        results.append(weights(folder))
+    moments = [name for name in results[0] if name.endswith("exp_avg")]  # 0.1 x the gradient
+    assert moments
+    for name in moments:
+        torch.testing.assert_close(results[0][name], results[1][name], atol=1e-6, rtol=1e-3)
+
+
+def test_a_bad_loss_is_skipped_then_stops_the_run(tmp_path: Path, capsys) -> None:
+    module, data = stage1(tmp_path, 10)
+    generator = module.loss.generator
+
+    def poisoned(images: Tensor, *args: Any) -> Any:
+        losses = generator(images, *args)
+        if module.counters.step >= 2:
+            losses.parts["pixel"].fill_(float("nan"))
+            return type(losses)(losses.total * float("nan"), losses.parts)
+        return losses
+
+    module.loss.generator = poisoned  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"terms: pixel.*3 times in a row.*train\.lr"):
+        run(tmp_path / "run", module, data)
+    assert "ALARM" in capsys.readouterr().out
+    assert list((tmp_path / "run").glob("bad_batch_step*.pt"))
+    assert all(torch.isfinite(p).all() for p in module.model.parameters())
+
+
+def test_the_average_is_validated_and_has_no_dropout(tmp_path: Path) -> None:
+    module, data = stage2(tmp_path, 3)
+    run(tmp_path / "run", module, data)
+    assert not any(part.training for part in module.average.modules())
+    pairs = zip(module.model.parameters(), module.average.model.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)

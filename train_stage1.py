@@ -1,0 +1,52 @@
+"""Stage 1: train a tokenizer. `python train_stage1.py [tokenizer=vqgan|vqvae] [data=folder
+data.root=DIR] ...`"""
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from vqgen import build, cli
+from vqgen.training import launch
+from vqgen.training.logs import FileBoard
+from vqgen.training.stage1 import Stage1
+
+
+@cli.entry("stage1", "train_stage1")
+def main(config: DictConfig) -> int:
+    """Build data, tokenizer and loss from the config, train, export runs/stage1/<run>/tokenizer."""
+    settings = build.plain(config)
+    seed_everything(settings["train"]["seed"], verbose=False)
+    data = build.data(settings)
+    architecture = {**settings["tokenizer"], "image_size": list(data.image_size)}
+    tokenizer = build.make(architecture)
+    loss = build.make(settings["loss"])
+    loss.check_size(data.image_size)
+    if settings["train"]["channels_last"]:
+        for model in (tokenizer, loss):
+            model.to(memory_format=torch.channels_last)
+    name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
+    run = launch.open_run(settings, cli.typed_overrides(), stage="stage1", name=name)
+    data.samples_seen = run.counters.samples
+    module = Stage1(
+        tokenizer,
+        loss,
+        launch.recipe(settings["train"]),
+        architecture=architecture,
+        facts={
+            "class_names": list(data.class_names),
+            "data": data.describe(),
+            "perceptual_random": loss.perceptual is not None and loss.perceptual.random,
+        },
+    )
+    boards = [FileBoard(run.folder), *build.boards(settings, run.folder, run.counters.facts)]
+    launch.print_recipe(
+        settings,
+        {"run": run.folder, **data.describe(), **build.sizes(tokenizer=tokenizer, loss=loss)},
+    )
+    return launch.train(
+        module, data, run, settings, boards=boards, precision=build.precision(settings)
+    )
+
+
+if __name__ == "__main__":
+    main()

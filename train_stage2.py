@@ -1,0 +1,81 @@
+"""Stage 2: train a prior over the latents of a stage-1 run. `python train_stage2.py
+[prior=llamagen] [tokenizer=PATH] ...`"""
+
+from functools import partial
+from pathlib import Path
+
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from vqgen import build, cli, pipeline, runs
+from vqgen.data.encoded import EncodedImages
+from vqgen.training import launch
+from vqgen.training.logs import FileBoard
+from vqgen.training.stage2 import Stage2
+
+
+@cli.entry("stage2", "train_stage2")
+def main(config: DictConfig) -> int:
+    """Find the tokenizer, build data and prior, train, export runs/stage2/<run>/pipeline."""
+    export = find_tokenizer(build.plain(config))
+    inherited = export.parent / "overrides.txt"
+    if inherited.is_file():  # the data that the tokenizer was trained on, unless told otherwise
+        config = cli.with_inherited(
+            config, "train_stage2", "data", inherited.read_text().split("\n")
+        )
+    settings = build.plain(config)
+    tokenizer, _, fingerprint = pipeline.load_tokenizer(export)
+    seed_everything(settings["train"]["seed"], verbose=False)
+    data = build.data(settings)
+    if tuple(data.image_size) != tuple(tokenizer.image_size):
+        raise ValueError(
+            f"the tokenizer {export} takes images of {tokenizer.image_size}, the data gives "
+            f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
+            f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
+        )
+    prior = build.prior(settings["prior"], tokenizer.spec, num_classes=data.num_classes)
+    name = f"{cli.choice('prior')}-{cli.choice('data')}"
+    run = launch.open_run(settings, cli.typed_overrides(), stage="stage2", name=name)
+    data.samples_seen = run.counters.samples
+    module = Stage2(
+        prior,
+        launch.recipe(settings["train"]),
+        image_size=tokenizer.image_size,
+        preview=partial(pipeline.preview, tokenizer, tuple(data.class_names), settings["preview"]),
+        tokenizer=export,
+        architecture=settings["prior"],
+        facts={
+            "class_names": list(data.class_names),
+            "num_classes": data.num_classes,
+            "tokenizer_fingerprint": fingerprint,
+            "data": data.describe(),
+        },
+    )
+    boards = [FileBoard(run.folder), *build.boards(settings, run.folder, run.counters.facts)]
+    launch.print_recipe(
+        settings,
+        {"run": run.folder, "tokenizer": export, **data.describe(), **build.sizes(prior=prior)},
+    )
+    data = EncodedImages(data, tokenizer)
+    return launch.train(
+        module, data, run, settings, boards=boards, precision=build.precision(settings)
+    )
+
+
+def find_tokenizer(settings: dict) -> Path:
+    """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
+    read."""
+    given = settings["tokenizer"]
+    if given != "auto":
+        folder = Path(given)
+        return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    return runs.newest_export(
+        Path(settings["run"]["root"]),
+        "stage1",
+        refusal=partial(pipeline.refusal, settings["prior"]),
+        command="python train_stage1.py (what the prior needs is said above), or tokenizer=PATH",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Config to objects: a node with `_target_` is called with its keys as keyword arguments; nothing
+below sees a config.
+
+With cli.py the only file that knows Hydra."""
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+
+def plain(config: Any) -> Any:
+    """A resolved config as plain dicts, lists and values."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def make(node: Any, **more: Any) -> Any:
+    """Call the `_target_` of a config node or plain dict. Unknown keys are a ValueError with the
+    nearest valid one."""
+    node = plain(node)
+    _check_arguments(node)
+    return hydra.utils.instantiate(node, **more, _convert_="all")
+
+
+def model(architecture: dict[str, Any], **more: Any) -> Any:
+    """Make a model from the architecture stored in a file: only classes of vqgen may be named
+    there."""
+    for target in _targets(architecture):
+        if not target.startswith("vqgen."):
+            raise ValueError(
+                f"the saved model names {target!r}: only classes of vqgen are made from a file"
+            )
+    return make(architecture, **more)
+
+
+def prior(node: Any, spec: Any, *, num_classes: int) -> Any:
+    """Make a prior for these latents; a pair that does not fit is refused before anything is
+    built."""
+    check_pair(node, spec)
+    node = plain(node)
+    _check_arguments(node)
+    return hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")(
+        spec, num_classes=num_classes
+    )
+
+
+def check_pair(node: Any, spec: Any) -> None:
+    """Raise the prior's ValueError (need, got, cure) if it cannot read such latents."""
+    hydra.utils.get_class(plain(node)["_target_"]).check(spec)
+
+
+def _check_arguments(node: Any) -> None:
+    if isinstance(node, list):
+        for part in node:
+            _check_arguments(part)
+    if not isinstance(node, dict):
+        return
+    for part in node.values():
+        _check_arguments(part)
+    if "_target_" not in node:
+        return
+    parameters = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in node:
+        if not key.startswith("_") and key not in parameters:
+            raise ValueError(
+                f"{node['_target_']} has no setting {key!r}{nearest(key, list(parameters))}"
+            )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for part in node:
+            yield from _targets(part)
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for part in node.values():
+            yield from _targets(part)
+
+
+def data(settings: dict[str, Any]) -> Any:
+    """The data module of the resolved config; batch and seed come from `train`."""
+    train = settings["train"]
+    shared = {"global_batch": train["global_batch"], "accumulate": train["accumulate"]}
+    return make(settings["data"], **shared, seed=train["seed"])
+
+
+def boards(settings: dict[str, Any], folder: Path, facts: dict[str, Any]) -> list[Any]:
+    """The chosen logger, if any. `facts` of a resumed run hold the W&B run id; a new id is stored
+    there."""
+    if not settings["logger"]:
+        return []
+    board = make(settings["logger"], folder=str(folder), id=facts.get("wandb_id"), config=settings)
+    facts["wandb_id"] = board.version
+    return [board]
+
+
+def sizes(**models: nn.Module) -> dict[str, str]:
+    """Trainable parameters by name of the model, for the recipe table."""
+    counts = {
+        name: sum(p.numel() for p in m.parameters() if p.requires_grad)
+        for name, m in models.items()
+    }
+    return {f"parameters {name}": f"{count:,}" for name, count in counts.items()}
+
+
+def precision(settings: dict[str, Any]) -> str:
+    """Lightning's name of the precision: `auto` is bf16 autocast where the hardware computes in it,
+    else float32."""
+    wanted = settings["trainer"]["precision"]
+    if wanted != "auto":
+        return str(wanted)
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """A hint at the nearest valid word, also by its last part (loss.gan.strat ->
+    loss.gan.start)."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if not close:
+        by_end = {known.rsplit(".", 1)[-1]: known for known in words}
+        close = [
+            by_end[end] for end in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_end, n=1)
+        ]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def device(wanted: str) -> str:
+    """`auto` is CUDA, else MPS, else the CPU. Raises ValueError for a device that is not there."""
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there.get(wanted.split(":")[0], False):
+        have = ", ".join(name for name, works in there.items() if works)
+        raise ValueError(f"wanted device={wanted}, but this machine has {have}")
+    return wanted

@@ -1,0 +1,180 @@
+"""The command line: Hydra entry points whose user errors are one sentence, checked before any work
+is done.
+
+With build.py the only file that knows Hydra."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vqgen.build import nearest
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+
+
+class SharedGroups(SearchPathPlugin):
+    """Lets every entry point see the groups that all of them share: conf/data, conf/trainer,
+    conf/logger, conf/debug."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add conf/ behind the entry point's own folder."""
+        search_path.append("vqgen", f"file://{CONF}")
+
+
+Plugins.instance().register(SharedGroups)
+
+
+def entry(
+    folder: str, name: str
+) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
+    """Make a Hydra entry point of conf/<folder>/<name>.yaml whose user errors are one sentence,
+    exit code 2.
+
+    The decorated function may return an exit code. HYDRA_FULL_ERROR=1 shows tracebacks."""
+
+    def decorate(function: Callable[[DictConfig], int | None]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def guarded(config: DictConfig) -> None:
+            try:
+                code = function(config)
+            except USER_ERRORS as error:
+                refuse(error)
+            if code:
+                sys.exit(code)
+
+        started = hydra.main(version_base="1.3", config_path=str(CONF / folder), config_name=name)(
+            guarded
+        )
+
+        @functools.wraps(function)
+        def start() -> None:
+            words = [word for word in sys.argv[1:] if not word.startswith("-")]
+            if not any(
+                word in ("--multirun", "-m") for word in sys.argv
+            ):  # sweeps are Hydra's to read
+                try:
+                    check_overrides(folder, name, words)
+                except USER_ERRORS as error:
+                    refuse(error)
+            started()
+
+        return start
+
+    return decorate
+
+
+def refuse(error: BaseException) -> None:
+    """Print what was wrong as one sentence and leave with code 2."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    print(f"vqgen: {root_cause(error)}", file=sys.stderr)
+    print("(nothing was damaged; HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+    sys.exit(2)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that a `_target_` raised, out of Hydra's wrapping."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+# ---- overrides
+
+
+def check_overrides(folder: str, name: str, words: list[str]) -> None:
+    """Raise a ValueError that names the nearest valid word for any misspelt group, choice, key or
+    type of value."""
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ValueError(f"wanted settings like train.lr=1e-4, got {word!r} without a value")
+    overrides = OverridesParser.create().parse_overrides(words)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF / folder)):
+        loader = GlobalHydra.instance().config_loader()
+        groups = {group: loader.get_group_options(group) for group in loader.list_groups("")}
+        choices = [o for o in overrides if o.key_or_group in groups]
+        for override in choices:
+            _check_choice(override, groups[override.key_or_group])
+        base = hydra.compose(name, [o.input_line or "" for o in choices])
+        known = dict(_leaves(base))
+        for override in overrides:
+            key = override.key_or_group
+            if override not in choices and not key.startswith("hydra") and not override.is_add():
+                _check_key(override, known, groups)
+        hydra.compose(name, words)
+
+
+def _check_choice(override: Override, options: list[str]) -> None:
+    value = override.value()
+    if isinstance(value, str) and value not in options:
+        hint = nearest(value, options)
+        listed = ", ".join(options)
+        raise ValueError(f"{override.key_or_group}={value} is not known{hint}; there are {listed}")
+
+
+def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, Any]) -> None:
+    key = override.key_or_group
+    inner = {".".join(path.split(".")[:n]) for path in known for n in range(1, path.count(".") + 1)}
+    if key not in known and key not in inner:
+        raise ValueError(f"there is no setting {key!r}{nearest(key, [*known, *groups, *inner])}")
+    if override.is_delete():
+        return
+    default, value = known.get(key), override.value()
+    is_number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    if (
+        is_number
+        and value is not None
+        and (isinstance(value, bool) or not isinstance(value, (int, float, list)))
+    ):
+        raise ValueError(
+            f"{key} wants a number like {default}, got {override.get_value_element_as_str()}"
+        )
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{key} wants true or false, got {override.get_value_element_as_str()}")
+
+
+def _leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key in config:
+        path = f"{prefix}{key}"
+        missing = OmegaConf.is_missing(config, key)
+        value = None if missing or OmegaConf.is_interpolation(config, str(key)) else config[key]
+        if isinstance(value, DictConfig) and len(value):
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def with_inherited(config: DictConfig, name: str, group: str, inherited: list[str]) -> DictConfig:
+    """`config` composed again with `inherited` overrides of `group` (data, say), unless the user
+    typed any of it."""
+    typed = list(HydraConfig.get().overrides.task)
+    if any(word.lstrip("+~").split("=")[0].split(".")[0] == group for word in typed):
+        return config
+    taken = [word for word in inherited if word.lstrip("+~").split("=")[0].split(".")[0] == group]
+    return hydra.compose(name, [*taken, *typed]) if taken else config
+
+
+def typed_overrides() -> list[str]:
+    """The overrides of this start, as typed."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def choice(group: str) -> str:
+    """The option in use of a group (`tokenizer` -> "vqgan"), for names and tables."""
+    return str(HydraConfig.get().runtime.choices.get(group))

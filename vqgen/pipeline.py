@@ -1,0 +1,270 @@
+"""A pipeline: tokenizer and prior out of one folder; conditions in, uint8 images out."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqgen import build, checkpoint, pictures
+from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer
+from vqgen.sampling import guidance as guidances
+
+
+class Pipeline:
+    """A frozen tokenizer and (after stage 2) a prior over its latents.
+
+    facts  what the files say about themselves: class names, image size, steps, validation numbers,
+           data
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prior: Prior | None = None,
+        *,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self._prior = None if prior is None else prior.eval().requires_grad_(False)
+        self.facts = facts or {}
+
+    @property
+    def prior(self) -> Prior:
+        """The prior. Raises ValueError for a pipeline of stage 1 only."""
+        if self._prior is None:
+            raise ValueError(
+                "this is a tokenizer without a prior: it can reconstruct, not sample. "
+                "Type: python train_stage2.py"
+            )
+        return self._prior
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class index; empty for unconditional models."""
+        return tuple(self.facts.get("class_names", ()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.tokenizer.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Pipeline":
+        """Move both models."""
+        self.tokenizer.to(device)
+        if self._prior is not None:
+            self._prior.to(device)
+        return self
+
+    def class_indices(self, classes: Sequence[int | str]) -> list[int]:
+        """Class names or indices -> indices. Raises ValueError that lists what there is."""
+        names = [name.lower() for name in self.class_names]
+        count = self.prior.num_classes
+        found = []
+        for given in classes:
+            index = names.index(str(given).lower()) if str(given).lower() in names else given
+            if not str(index).isdigit() or int(index) >= count:
+                listed = (
+                    ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
+                    or f"0 to {count - 1}"
+                )
+                kind = (
+                    f"classes {listed}"
+                    if count
+                    else "no classes: it is unconditional, leave classes out"
+                )
+                raise ValueError(f"class {given!r} is not known; this model has {kind}")
+            found.append(int(index))
+        return found
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        labels: Sequence[int | str] | None = None,
+        *,
+        n: int | None = None,
+        seeds: Sequence[int] | None = None,
+        guidance: float | str | Guidance = 1.0,
+        batch: int = 32,
+        known: Known | None = None,
+        on_step: OnStep | None = None,
+        **knobs: Any,
+    ) -> Tensor:
+        """Sample images: uint8 [n, 3, H, W], image i depending on labels[i] and seeds[i] alone.
+
+        labels    one class (index or name) per image; None: the null condition, n images (1 unless
+                  given)
+        seeds     one integer per image; 0, 1, 2, ... unless given
+        guidance  u + s (c - u): a scale s (1 is off), "linear:4", "interval:4:0.1:0.8", or a
+                  function of progress
+        batch     images sampled at once
+        known     latents to keep (inpainting)
+        knobs     the prior's own, for instance temperature=0.9, top_k=100, top_p=0.95 (None is off)
+        """
+        latents = self.sample_latents(
+            labels,
+            n=n,
+            seeds=seeds,
+            guidance=guidance,
+            batch=batch,
+            known=known,
+            on_step=on_step,
+            **knobs,
+        )
+        return torch.cat([self.decode(part) for part in latents.split(batch)])
+
+    @torch.inference_mode()
+    def sample_latents(
+        self,
+        labels: Sequence[int | str] | None = None,
+        *,
+        n: int | None = None,
+        seeds: Sequence[int] | None = None,
+        guidance: float | str | Guidance = 1.0,
+        batch: int = 32,
+        known: Known | None = None,
+        on_step: OnStep | None = None,
+        **knobs: Any,
+    ) -> Tensor:
+        """Like `sample`, but the latents, as the prior's spec says."""
+        prior, total = self.prior, _count(labels, n, seeds)
+        seeds = list(range(total)) if seeds is None else list(seeds)
+        scale = guidances.parse(guidance)
+        settings = self._knobs(knobs)
+        indices = (
+            None if labels is None else torch.tensor(self.class_indices(labels), dtype=torch.long)
+        )
+        done = []
+        for start, stop in _chunks(total, batch):
+            condition = self._condition(
+                None if indices is None else indices[start:stop], stop - start
+            )
+            kept = (
+                None if known is None else Known(known.latents[start:stop], known.keep[start:stop])
+            )
+            done.append(
+                prior.sample(
+                    condition, settings, scale, seeds[start:stop], known=kept, on_step=on_step
+                )
+            )
+        return torch.cat(done)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> uint8 images [n, 3, H, W]."""
+        return pictures.to_uint8(self.tokenizer.decode(latents))
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> uint8 images through the
+        tokenizer."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 127.5 - 1
+        return self.decode(self.tokenizer.encode(images.to(self.device)))
+
+    def _condition(self, labels: Tensor | None, count: int) -> Condition:
+        if labels is not None:
+            return Condition.of_labels(labels.to(self.device))
+        if self.prior.num_classes:  # a class model asked for nothing in particular: its null class
+            return Condition.of_labels(
+                torch.zeros(count, dtype=torch.long, device=self.device)
+            ).null()
+        return Condition(batch=count)
+
+    def _knobs(self, given: dict[str, Any]) -> Any:
+        defaults = dict(self.facts.get("knobs", {}))
+        valid = self.prior.Knobs.__dataclass_fields__
+        for name in given:
+            if name not in valid:
+                family = type(self.prior).__name__
+                raise ValueError(f"{family} has no knob {name!r}; it has {', '.join(valid)}")
+        return self.prior.Knobs(**{**defaults, **given})
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Pipeline:
+    """Load a run folder, or the pipeline/ or tokenizer/ folder in it.
+
+    Raises ValueError if there is no finished export, a file is damaged, or the pair does not fit.
+    """
+    path = Path(path)
+    if (path / "pipeline" / "prior").is_dir():
+        path = path / "pipeline"
+    if (path / "prior").is_dir():
+        tokenizer, facts, mark = load_tokenizer(path / "tokenizer")
+        saved = checkpoint.read_model(path / "prior", "prior")
+        if saved.facts["tokenizer_fingerprint"] != mark:
+            raise ValueError(
+                f"{path}: the prior was trained on another tokenizer than the one beside it"
+            )
+        count = saved.facts["num_classes"]
+        prior = build.prior(saved.architecture, tokenizer.spec, num_classes=count)
+        checkpoint.load_strict(prior, saved.tensors, str(path / "prior"))
+        return Pipeline(tokenizer, prior, facts={**facts, **saved.facts}).to(device)
+    for folder in (path, path / "tokenizer"):
+        if (folder / "model.safetensors").is_file():
+            tokenizer, facts, _ = load_tokenizer(folder)
+            return Pipeline(tokenizer, facts=facts).to(device)
+    what = "has no finished export in it" if path.exists() else "does not exist"
+    raise ValueError(
+        f"wanted a run or pipeline folder, but {path} {what}; "
+        "look for one with: ls runs/stage1 runs/stage2"
+    )
+
+
+def load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any], str]:
+    """Load a tokenizer export: (tokenizer in eval mode, facts, fingerprint)."""
+    saved = checkpoint.read_model(folder, "tokenizer")
+    tokenizer = build.model(saved.architecture)
+    checkpoint.load_strict(tokenizer, saved.tensors, str(folder))
+    return tokenizer.eval().requires_grad_(False), saved.facts, saved.fingerprint
+
+
+def _count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | None) -> int:
+    lengths = {len(given) for given in (labels, seeds) if given is not None} | (
+        {n} if n is not None else set()
+    )
+    if len(lengths) > 1:
+        raise ValueError(
+            f"labels, seeds and n must agree on the number of images, got {sorted(lengths)}"
+        )
+    total = lengths.pop() if lengths else 1
+    if total < 1:
+        raise ValueError(f"wanted at least one image, got {total}")
+    return total
+
+
+def _chunks(total: int, batch: int) -> Iterator[tuple[int, int]]:
+    if batch < 1:
+        raise ValueError(f"wanted batch of at least 1, got {batch}")
+    return ((start, min(start + batch, total)) for start in range(0, total, batch))
+
+
+def refusal(prior: dict[str, Any], export: Path) -> str | None:
+    """Why the prior of this config node cannot read the latents of a tokenizer export; None if it
+    can."""
+    try:
+        build.check_pair(prior, load_tokenizer(export)[0].spec)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def preview(
+    tokenizer: Tokenizer, class_names: tuple[str, ...], settings: dict[str, Any], prior: Prior
+) -> np.ndarray:
+    """A sample sheet, uint8 [height, width, 3]: settings["per_class"] images of up to 10 classes,
+    one row each.
+
+    settings also holds guidance and the prior's knobs; images have the seeds 0, 1, 2, ..."""
+    pipeline = Pipeline(tokenizer, prior, facts={"class_names": class_names})
+    knobs = {
+        name: value for name, value in settings.items() if name not in ("per_class", "guidance")
+    }
+    count = settings["per_class"]
+    labels = [label for label in range(min(10, len(class_names))) for _ in range(count)] or None
+    images = pipeline.sample(
+        labels, n=None if labels else 4 * count, guidance=settings["guidance"], **knobs
+    )
+    return pictures.sheet(images, labels, class_names, columns=count)

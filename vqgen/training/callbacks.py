@@ -1,0 +1,114 @@
+"""Callbacks of both stages: save and resume, leave cleanly on a signal, say what is going on."""
+
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+
+from vqgen import checkpoint
+from vqgen.training.module import TrainingModule
+
+
+class SaveRun(Callback):
+    """Writes checkpoints/last.ckpt every `every` steps, at the end, and when a signal asks the run
+    to leave.
+
+    The file before it stays as previous.ckpt. Ctrl-C and SIGTERM finish the step under way, save,
+    and set `signal`; a second Ctrl-C leaves at once."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder / "checkpoints", every
+        self.signal: int | None = None
+        self._saved_step = -1
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._leave)
+
+    def _leave(self, number: int, frame: Any) -> None:
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        counters = pl_module.counters
+        if self.signal is not None:
+            trainer.should_stop = True
+        elif (
+            counters.micro == 0
+            and counters.step % self.every == 0
+            and counters.step != self._saved_step
+        ):
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if pl_module.counters.step != self._saved_step:
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: Trainer, pl_module: TrainingModule) -> None:
+        """Write the checkpoint to a temporary name, then rename (on rank 0; every rank takes part
+        in gathering)."""
+        last = self.folder / "last.ckpt"
+        self._saved_step = pl_module.counters.step
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(last)
+            return
+        with checkpoint.atomic(last) as temporary:
+            trainer.save_checkpoint(temporary)
+            if last.exists():
+                os.replace(last, self.folder / "previous.ckpt")
+
+
+class Console(Callback):
+    """One line every log step: step, share of the run, time left, loss, images per second, memory;
+    logged as perf/."""
+
+    def __init__(self) -> None:
+        self._inside = 0.0  # seconds inside training batches since the last line
+        self._mark: tuple[float, int] = (0.0, 0)  # time and images at the last line
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._mark = (time.monotonic(), pl_module.counters.samples)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self._batch_started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        now, counters = time.monotonic(), pl_module.counters
+        self._inside += now - self._batch_started
+        if counters.micro != 0 or not pl_module.is_log_step:
+            return
+        seconds, images = now - self._mark[0], counters.samples - self._mark[1]
+        numbers = {
+            "perf/images_per_second": images / max(seconds, 1e-9),
+            "perf/training_share": self._inside / max(seconds, 1e-9),
+            "perf/memory_gib": peak_memory_gib(),
+            "perf/progress": pl_module.progress,
+        }
+        pl_module.record(numbers)
+        progress = max(pl_module.progress, 1e-9)
+        left = counters.seconds / progress * (1 - progress) / 60
+        if trainer.is_global_zero:
+            print(
+                f"step {counters.step}  {progress:6.1%}  {left:5.1f} min left  "
+                f"{numbers['perf/images_per_second']:.0f} images/s  "
+                f"{numbers['perf/memory_gib']:.1f} GiB",
+                flush=True,
+            )
+        self._inside, self._mark = 0.0, (now, counters.samples)
+
+
+def peak_memory_gib() -> float:
+    """Peak memory so far: of the accelerator if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # Linux counts KiB, macOS bytes

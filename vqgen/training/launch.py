@@ -1,0 +1,176 @@
+"""Open a run folder (new, or to be resumed), train in it, and leave with an exit code. Both stages
+start here."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import LightningDataModule, Trainer
+
+from vqgen import checkpoint, runs
+from vqgen.training.callbacks import Console, SaveRun
+from vqgen.training.logs import Board
+from vqgen.training.module import Budget, Counters, Recipe, TrainingModule
+from vqgen.training.optimizer import Schedule
+
+# settings that a resumed run may change without becoming another experiment
+FREE = (
+    *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
+    *("logger.", "trainer.", "run."),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; `checkpoint` and `counters` say where to go on (None and zeros for a new
+    run)."""
+
+    folder: Path
+    checkpoint: Path | None = None
+    counters: Counters = field(default_factory=Counters)
+
+
+def open_run(settings: dict[str, Any], typed: Sequence[str], *, stage: str, name: str) -> Run:
+    """Make a new run folder, or find the one to resume, as train.resume says; store config and
+    overrides.
+
+    settings  the resolved config; typed: the overrides as typed; name: used unless run.name is
+              given
+    Raises ValueError if the run to resume is missing, has no readable checkpoint, or was another
+    experiment."""
+    root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
+    resume = settings["train"]["resume"]
+    if resume == "auto":
+        found = (
+            run for run in runs.newest_first(root, stage, name) if (run / "checkpoints").is_dir()
+        )
+        resume = next(found, None)
+        print(
+            f"resuming {resume}"
+            if resume
+            else f"no run named {name} under {root / stage}: starting a new one"
+        )
+    if resume is None:
+        folder = runs.new(root, stage, name)
+        checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        checkpoint.write_text(folder / "overrides.txt", "".join(f"{word}\n" for word in typed))
+        return Run(folder)
+    folder = Path(resume)
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"wanted train.resume=auto or a run folder, got {folder}, which holds no config.yaml"
+        )
+    _check_same_experiment(folder, settings)
+    return Run(folder, *read_counters(folder))
+
+
+def recipe(train: dict[str, Any]) -> Recipe:
+    """The `train` node as the recipe both stages share."""
+    return Recipe(
+        budget=Budget(train["max_steps"], train["max_minutes"]),
+        schedule=Schedule(train["lr"], train["lr_end"], train["warmup_steps"]),
+        betas=tuple(train["betas"]),
+        weight_decay=train["weight_decay"],
+        clip=train["clip"],
+        ema=train["ema"],
+        accumulate=train["accumulate"],
+        log_every=train["log_every"],
+    )
+
+
+def train(
+    module: TrainingModule,
+    data: LightningDataModule,
+    run: Run,
+    settings: dict[str, Any],
+    *,
+    boards: list[Board],
+    precision: str,
+) -> int:
+    """Train to the end of the budget, validate, export. Returns 0, or 128 + signal if one asked the
+    run to leave."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # the EMA
+    warnings.filterwarnings("ignore", message=".*does not have many workers")  # data in memory
+    options = settings["train"]
+    saver = SaveRun(run.folder, options["save_every"])
+    lightning = Trainer(
+        **{**settings["trainer"], "precision": precision},
+        default_root_dir=run.folder,
+        logger=boards,
+        callbacks=[Console(), saver],
+        max_epochs=-1,
+        max_steps=-1,
+        val_check_interval=options["validate_every"] * module.recipe.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
+    if saver.signal is not None:
+        print(
+            f"saved and left on signal {saver.signal} at step {module.counters.step}; "
+            f"go on with train.resume={run.folder}"
+        )
+        return 128 + saver.signal
+    if module.counters.step != module.validated_step:
+        lightning.validate(module, data, verbose=False)
+    for board in boards:
+        board.finalize("success")
+    return 0
+
+
+def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
+    """The whole resolved recipe as one table, with the derived numbers last."""
+    rows = _flatten(settings) | derived
+    width = max(len(key) for key in rows)
+    print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows.items()), flush=True)
+
+
+def read_counters(run: Path) -> tuple[Path, Counters]:
+    """The newest readable checkpoint and its counters; a damaged last one falls back to the one
+    before."""
+    problems = []
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = run / "checkpoints" / name
+        if not path.is_file():
+            continue
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return path, Counters(**saved["vqgen"]["counters"])
+        except Exception as error:  # whatever torch raises for a cut-off or foreign file
+            problems.append(f"{path} is damaged ({type(error).__name__})")
+            print(f"{problems[-1]}; trying the one before it")
+    listed = "; ".join(problems) or f"{run / 'checkpoints'} holds no checkpoint"
+    raise ValueError(f"cannot resume: {listed}. Leave out train.resume to start anew")
+
+
+def _check_same_experiment(run: Path, settings: dict[str, Any]) -> None:
+    before = _flatten(yaml.safe_load((run / "config.yaml").read_text()))
+    now = _flatten(yaml.safe_load(yaml.safe_dump(settings)))
+    changed = [
+        f"  {key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(FREE)
+    ]
+    if changed:
+        listed = "\n".join(changed)
+        raise ValueError(
+            f"{run} was started with other settings:\n{listed}\n"
+            "Type the old ones, or leave out train.resume"
+        )
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        rows |= _flatten(value, f"{path}.") if isinstance(value, dict) and value else {path: value}
+    return rows

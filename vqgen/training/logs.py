@@ -1,0 +1,73 @@
+"""Where numbers and pictures of a run go: always to files in the run folder, and to W&B if that
+logger is chosen."""
+
+import csv
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+
+class Board(Logger):
+    """A Lightning logger that also takes pictures and code counts, all under the generator step."""
+
+    @abstractmethod
+    def log_picture(self, name: str, picture: np.ndarray, step: int, caption: str = "") -> None:
+        """picture uint8 [height, width, 3]."""
+
+    @abstractmethod
+    def log_counts(self, name: str, counts: np.ndarray, step: int) -> None:
+        """counts [codes]: how often each code was used."""
+
+
+class FileBoard(Board):
+    """metrics.csv in long form (step, name, value), so that a resumed run appends; pictures as PNG
+    in samples/."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    @property
+    def name(self) -> str:
+        """Lightning's name of the logger."""
+        return "files"
+
+    @property
+    def version(self) -> str:
+        """Lightning's version of the logger: the run's name."""
+        return self.folder.name
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run folder already holds config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one line per number."""
+        path = self.folder / "metrics.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(("step", "name", "value"))
+            writer.writerows((step, name, f"{value:.7g}") for name, value in metrics.items())
+
+    @rank_zero_only
+    def log_picture(self, name: str, picture: np.ndarray, step: int, caption: str = "") -> None:
+        """Write samples/<name>_<step>.png."""
+        path = self.folder / "samples" / f"{name.replace('/', '_')}_{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+
+    @rank_zero_only
+    def log_counts(self, name: str, counts: np.ndarray, step: int) -> None:
+        """Keep the latest counts in samples/<name>.json."""
+        path = self.folder / "samples" / f"{name.replace('/', '_')}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"step": step, "counts": [int(count) for count in counts]}))

@@ -1,0 +1,167 @@
+"""Stage 1: train a tokenizer with its losses, and against a patch discriminator if the loss has
+one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqgen import checkpoint, pictures
+from vqgen.contracts import Tokenizer, TokenSpec
+from vqgen.losses.stage1 import Stage1Loss
+from vqgen.metrics.codebook import CodeUsage
+from vqgen.metrics.reconstruction import psnr, ssim
+from vqgen.training.module import Recipe, TrainingModule
+from vqgen.training.optimizer import adamw
+
+
+class Stage1(TrainingModule[Tokenizer]):
+    """Trains `tokenizer` with `loss`; validates and exports the averaged copy.
+
+    architecture  what build.py makes the tokenizer from; facts: class names, data, image size ...
+                  for the export
+    usage_alarm   share of codes in use under which an alarm is printed after a validation pass
+    winning_gap   mean logit of real minus fake patches above which the discriminator is winning
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        loss: Stage1Loss,
+        recipe: Recipe,
+        *,
+        architecture: dict[str, Any],
+        facts: dict[str, Any],
+        usage_alarm: float = 0.1,
+        winning_gap: float = 4.0,
+    ) -> None:
+        super().__init__(tokenizer, recipe)
+        self.loss = loss
+        self.architecture, self.facts = architecture, facts
+        self.usage_alarm, self.winning_gap = usage_alarm, winning_gap
+        self.usage = (
+            CodeUsage(tokenizer.spec.vocab_size) if isinstance(tokenizer.spec, TokenSpec) else None
+        )
+        self._gauges: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._shown: tuple[Tensor, Tensor] | None = None
+
+    def configure_optimizers(self) -> list[torch.optim.AdamW]:
+        recipe = self.recipe
+        options = {
+            "lr": recipe.schedule.lr,
+            "betas": recipe.betas,
+            "weight_decay": recipe.weight_decay,
+        }
+        optimizers = [adamw(self.model, **options)]
+        if self.loss.gan is not None:
+            options["weight_decay"] = 0.0
+            optimizers.append(adamw(self.loss.gan, **options))
+        return optimizers
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        images, progress = batch["images"], self.progress
+        optimizers = self.optimizers(use_pl_optimizer=True)
+        generator, *discriminator = optimizers if isinstance(optimizers, list) else [optimizers]
+        reconstruction = self.model(images)
+        losses = self.loss.generator(images, reconstruction, self.model.last_layer, progress)
+        parts = dict(losses.parts, total=losses.total.detach())
+        gan = bool(discriminator) and self.loss.gan_active(progress)
+        if self.is_usable(losses.total, parts, batch):
+            self.manual_backward(losses.total / self.recipe.accumulate)
+            if gan:
+                against = self.loss.discriminator(images, reconstruction.images.detach(), progress)
+                self.manual_backward(against.total / self.recipe.accumulate)
+                parts |= against.parts
+        if not self.count_batch(images.shape[0]):
+            return
+        rate = self.set_learning_rate(generator, *discriminator)
+        norms = {"norm/generator": self.finish_step(generator, list(self.model.parameters()))}
+        if gan:
+            parameters = self.loss.discriminator_parameters()
+            norms["norm/discriminator"] = self.finish_step(discriminator[0], parameters)
+        for name, value in self.model.after_step().items():
+            self._gauges[name] = self._gauges.get(name, 0.0) + value
+        self.count_step()
+        if self.is_log_step:
+            self.log_step(parts, norms, rate)
+
+    def log_step(self, parts: dict[str, Tensor], norms: dict[str, Tensor], rate: float) -> None:
+        """Log losses (train/), GAN gauges (gan/), gradient norms and codebook events of the last
+        steps."""
+        named = {name if "/" in name else f"train/{name}": value for name, value in parts.items()}
+        named |= {f"train/{name.replace('/', '_')}": value for name, value in norms.items()}
+        self.record({**named, **self._gauges, "train/lr": rate})
+        self._gauges = {}
+        real, fake = named.get("gan/logits_real"), named.get("gan/logits_fake")
+        if real is not None and fake is not None and float(real - fake) > self.winning_gap:
+            print(
+                f"ALARM step {self.counters.step}: the discriminator is winning (logits real "
+                f"{float(real):.2f}, fake {float(fake):.2f}); try loss.gan.lecam_weight=0.001 or a "
+                "smaller loss.gan.weight"
+            )
+
+    # ---- validation: the averaged copy, through encode and decode as users will call them
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums, self._shown = {}, None
+        if self.usage is not None:
+            self.usage.reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        images, tokenizer = batch["images"], self.average.model
+        with torch.autocast(images.device.type, enabled=False):
+            latents = tokenizer.encode(images)
+            decoded = tokenizer.decode(latents).clamp(-1, 1)
+        numbers = {"psnr": psnr(decoded, images), "ssim": ssim(decoded, images)}
+        if self.loss.perceptual is not None:
+            numbers["lpips"] = self.loss.perceptual(decoded, images)
+        if self.usage is not None:
+            self.usage.update(latents)
+        for name, values in numbers.items():
+            sums = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
+            self._sums[name] = self._sums.get(name, 0) + sums
+        if batch_idx == 0:
+            self._shown = (pictures.to_uint8(images[:24]), pictures.to_uint8(decoded[:24]))
+
+    def on_validation_epoch_end(self) -> None:
+        numbers = {}
+        for name, sums in self._sums.items():
+            total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            numbers[f"val/{name}"] = float(total / count)
+        if self.usage is not None:
+            numbers["codebook/usage"] = self.usage.usage()
+            numbers["codebook/perplexity"] = self.usage.perplexity()
+            if numbers["codebook/usage"] < self.usage_alarm:
+                print(
+                    f"ALARM step {self.counters.step}: only {numbers['codebook/usage']:.1%} of the "
+                    "codes are used; try a smaller tokenizer.bottleneck.code_dim"
+                )
+        self.record(numbers)
+        self.facts["validation"] = {**numbers, "step": self.counters.step}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        print(f"validation at step {self.counters.step}: {shown}")
+        for board in self.boards:
+            if self._shown:
+                board.log_picture(
+                    "samples/reconstructions", pictures.pairs(*self._shown), self.counters.step
+                )
+            if self.usage is not None:
+                board.log_counts(
+                    "codebook/histogram", self.usage.counts.cpu().numpy(), self.counters.step
+                )
+        if self.trainer.is_global_zero:
+            self.export()
+
+    def export(self) -> None:
+        """Write the averaged tokenizer into the run's tokenizer/ folder."""
+        facts = {**self.facts, "steps": self.counters.step, "images": self.counters.samples}
+        folder = Path(self.trainer.default_root_dir) / "tokenizer"
+        checkpoint.save_model(
+            folder,
+            self.average.model,
+            kind="tokenizer",
+            architecture=self.architecture,
+            facts=facts,
+        )

@@ -1,0 +1,120 @@
+"""Stage 2: train a prior over the frozen latents of a tokenizer; whatever the family, the loop is
+this one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqgen import checkpoint
+from vqgen.contracts import Condition, Prior, TokenSpec
+from vqgen.metrics.units import bits_per_dimension, bits_per_token, uniform_bits
+from vqgen.training.module import Recipe, TrainingModule
+from vqgen.training.optimizer import adamw
+
+
+class Stage2(TrainingModule[Prior]):
+    """Trains `prior` on batches of latents; validates (code length) and exports the averaged copy.
+
+    image_size    (height, width) of the images, for bits per dimension
+    preview       averaged prior -> a picture, uint8 [height, width, 3]: the sample sheet made at
+                  each validation
+    tokenizer     folder of the tokenizer's export, copied beside the prior so that one folder
+                  samples
+    architecture  what build.py makes the prior from; facts: class names, recipe ... for the export
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        recipe: Recipe,
+        *,
+        image_size: tuple[int, int],
+        preview: Callable[[Prior], np.ndarray],
+        tokenizer: Path,
+        architecture: dict[str, Any],
+        facts: dict[str, Any],
+    ) -> None:
+        super().__init__(prior, recipe)
+        self.image_size, self.preview, self.tokenizer_folder = image_size, preview, tokenizer
+        self.architecture, self.facts = architecture, facts
+        self._bits = torch.zeros(2, dtype=torch.float64)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        return adamw(
+            self.model, lr=recipe.schedule.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+        )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        latents = batch["latents"]
+        losses = self.model.loss(latents, condition_of(batch))
+        parts = dict(losses.parts, total=losses.total.detach())
+        if self.is_usable(losses.total, parts, batch):
+            self.manual_backward(losses.total / self.recipe.accumulate)
+        if not self.count_batch(latents.shape[0]):
+            return
+        optimizer: Any = self.optimizers()
+        rate = self.set_learning_rate(optimizer)
+        norm = self.finish_step(optimizer, list(self.model.parameters()))
+        self.count_step()
+        if self.is_log_step:
+            named = {f"train/{name}": value for name, value in parts.items()}
+            self.record({**named, "train/norm": norm, "train/lr": rate})
+
+    # ---- validation: code length of the validation set under the averaged copy
+
+    def on_validation_epoch_start(self) -> None:
+        self._bits = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        with torch.autocast(self.device.type, enabled=False):
+            bits = self.average.model.bits(batch["latents"], condition_of(batch))
+        self._bits += torch.stack([bits.double().sum(), bits.new_tensor(len(bits)).double()])
+
+    def on_validation_epoch_end(self) -> None:
+        total, count = self.trainer.strategy.reduce(self._bits, reduce_op="sum")
+        bits, spec, kind = total / count, self.model.spec, self.model.likelihood
+        numbers = {"val/bits_per_dimension": float(bits_per_dimension(bits, self.image_size))}
+        if isinstance(spec, TokenSpec):
+            uniform = uniform_bits(spec)
+            numbers |= {
+                "val/bits_per_token": float(bits_per_token(bits, spec.length)),
+                "val/bits_per_token_uniform": uniform / spec.length,
+                "val/bits_per_dimension_uniform": float(
+                    bits_per_dimension(uniform, self.image_size)
+                ),
+            }
+        self.record(numbers)
+        self.facts["validation"] = {**numbers, "likelihood": kind, "step": self.counters.step}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        print(f"validation at step {self.counters.step} ({kind} likelihood): {shown}")
+        if self.trainer.is_global_zero:
+            picture = self.preview(self.average.model)
+            for board in self.boards:
+                board.log_picture("samples/by_class", picture, self.counters.step)
+            self.export()
+
+    def export(self) -> None:
+        """Write the run's pipeline/ folder: the tokenizer as it was given and the averaged
+        prior."""
+        folder = Path(self.trainer.default_root_dir) / "pipeline"
+        checkpoint.copy_model(self.tokenizer_folder, folder / "tokenizer")
+        facts = {**self.facts, "steps": self.counters.step, "images": self.counters.samples}
+        checkpoint.save_model(
+            folder / "prior",
+            self.average.model,
+            kind="prior",
+            architecture=self.architecture,
+            facts=facts,
+        )
+
+
+def condition_of(batch: dict[str, Tensor]) -> Condition:
+    """The condition that a batch of the data module carries: its labels, or none."""
+    if "labels" in batch:
+        return Condition.of_labels(batch["labels"])
+    return Condition(batch=batch["latents"].shape[0])
