@@ -1,4 +1,5 @@
-"""Draw a run's metrics.csv: `python scripts/plot_metrics.py runs/stage1/<run>` writes <run>/metrics.png."""
+"""Draw a run's metrics.csv: `python scripts/plot_metrics.py runs/stage1/<run>` writes
+<run>/metrics.png."""
 
 import csv
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 (after the backend is chosen)
+from matplotlib import pyplot
 
 
 def read(path: Path) -> dict[str, list[tuple[int, float]]]:
