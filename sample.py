@@ -4,6 +4,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,13 +37,15 @@ def main(config: DictConfig) -> None:
         on_step=Progress(total, settings["batch"]),
         **knobs,
     )
-    picture = pictures.sheet(images, labels, loaded.class_names)
+    columns = min(8, settings["n"])
+    picture = pictures.sheet(images, labels, loaded.class_names, columns)
     with checkpoint.atomic(out) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
-    pixels = rearrange(images, "n c h w -> n h w c").cpu().numpy()
-    named = {} if labels is None else {"arr_1": np.array(labels)}
+    arrays: dict[str, Any] = {"arr_0": rearrange(images, "n c h w -> n h w c").cpu().numpy()}
+    if labels is not None:
+        arrays["arr_1"] = np.array(labels)
     with checkpoint.atomic(out.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
-        np.savez(file, arr_0=pixels, **named)
+        np.savez(file, **arrays)
     print(f"{total} images from {path}: {out} and {out.with_suffix('.npz')}")
 
 

@@ -34,6 +34,8 @@ def main(config: DictConfig) -> int:
             f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
         )
     prior = build.prior(settings["prior"], tokenizer.spec, num_classes=data.num_classes)
+    if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
+        settings["preview"]["guidance"] = 1.0
     name = f"{cli.choice('prior')}-{cli.choice('data')}"
     run = launch.open_run(settings, cli.typed_overrides(), stage="stage2", name=name)
     data.samples_seen = run.counters.samples

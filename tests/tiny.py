@@ -44,10 +44,15 @@ def loss(gan: bool = True) -> Stage1Loss:
     return Stage1Loss(gan=PatchGAN(width=8, layers=1, warmup=0.1) if gan else None)
 
 
-def prior(num_classes: int = 3) -> LlamaGen:
-    """A transformer of two layers over the tokens of `tokenizer`, with dropout."""
+def prior_for(spec: Any, num_classes: int = 3) -> LlamaGen:
+    """A transformer of two layers over such tokens, with dropout."""
     torch.manual_seed(1)
-    return LlamaGen(tokenizer().spec, width=32, depth=2, heads=2, num_classes=num_classes)
+    return LlamaGen(spec, width=32, depth=2, heads=2, num_classes=num_classes)
+
+
+def prior(num_classes: int = 3) -> LlamaGen:
+    """`prior_for` the tokens of `tokenizer`."""
+    return prior_for(tokenizer().spec, num_classes)
 
 
 def images(count: int, seed: int = 0) -> Tensor:

@@ -25,7 +25,9 @@ def make(node: Any, **more: Any) -> Any:
     nearest valid one."""
     node = plain(node)
     _check_arguments(node)
-    return hydra.utils.instantiate(node, **more, _convert_="all")
+    # a partial first: Hydra would read what is handed in at run time as more config
+    called = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
+    return called(**more)
 
 
 def model(architecture: dict[str, Any], **more: Any) -> Any:
@@ -43,11 +45,7 @@ def prior(node: Any, spec: Any, *, num_classes: int) -> Any:
     """Make a prior for these latents; a pair that does not fit is refused before anything is
     built."""
     check_pair(node, spec)
-    node = plain(node)
-    _check_arguments(node)
-    return hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")(
-        spec, num_classes=num_classes
-    )
+    return make(node, spec=spec, num_classes=num_classes)
 
 
 def check_pair(node: Any, spec: Any) -> None:

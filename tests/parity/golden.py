@@ -55,4 +55,6 @@ def assert_matches(got: Tensor, reference: Tensor, what: str = "") -> None:
         return
     bound = TOLERANCE * max(1.0, float(reference.abs().max()))
     worst = float((got.detach().float() - reference).abs().max())
-    assert got.shape == reference.shape and worst <= bound, f"{what}: off by {worst}, may be {bound}"
+    assert got.shape == reference.shape and worst <= bound, (
+        f"{what}: off by {worst}, may be {bound}"
+    )

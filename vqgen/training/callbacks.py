@@ -73,10 +73,12 @@ class Console(Callback):
 
     def __init__(self) -> None:
         self._inside = 0.0  # seconds inside training batches since the last line
+        self._inside_all = 0.0  # and since the start
         self._mark: tuple[float, int] = (0.0, 0)  # time and images at the last line
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._mark = (time.monotonic(), pl_module.counters.samples)
+        self._started = time.monotonic()
+        self._mark = (self._started, pl_module.counters.samples)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         self._batch_started = time.monotonic()
@@ -84,6 +86,7 @@ class Console(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         now, counters = time.monotonic(), pl_module.counters
         self._inside += now - self._batch_started
+        self._inside_all += now - self._batch_started
         if counters.micro != 0 or not pl_module.is_log_step:
             return
         seconds, images = now - self._mark[0], counters.samples - self._mark[1]
@@ -104,6 +107,14 @@ class Console(Callback):
                 flush=True,
             )
         self._inside, self._mark = 0.0, (now, counters.samples)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        seconds = time.monotonic() - self._started
+        if trainer.is_global_zero:
+            print(
+                f"{seconds / 60:.1f} min, of which {self._inside_all / seconds:.1%} in training "
+                "steps; the rest is validation, logging, data and checkpoints"
+            )
 
 
 def peak_memory_gib() -> float:

@@ -109,6 +109,7 @@ def train(
         val_check_interval=options["validate_every"] * module.recipe.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module shares batches out itself
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

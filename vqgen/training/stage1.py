@@ -34,7 +34,7 @@ class Stage1(TrainingModule[Tokenizer]):
         architecture: dict[str, Any],
         facts: dict[str, Any],
         usage_alarm: float = 0.1,
-        winning_gap: float = 4.0,
+        winning_gap: float = 8.0,
     ) -> None:
         super().__init__(tokenizer, recipe)
         self.loss = loss

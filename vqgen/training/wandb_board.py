@@ -33,12 +33,8 @@ class WandbBoard(Board):
         super().__init__()
         if mode not in ("offline", "online"):
             raise ValueError(f"wanted logger.mode=offline or logger.mode=online, got {mode!r}")
-        self.folder, self.project, self.mode, self.config = (
-            Path(folder),
-            project,
-            mode,
-            config or {},
-        )
+        self.folder, self.project, self.config = Path(folder), project, config or {}
+        self.mode: Literal["offline", "online"] = mode
         self.id = id or uuid.uuid4().hex[:8]
         self._run: Any = None
 
@@ -66,9 +62,8 @@ class WandbBoard(Board):
             }
             options |= {"dir": str(self.folder), "settings": settings}
             try:
-                self._run = wandb.init(
-                    mode=self.mode, resume="allow" if self.mode == "online" else None, **options
-                )
+                resume = "allow" if self.mode == "online" else None
+                self._run = wandb.init(mode=self.mode, resume=resume, **options)
             except Exception as error:  # any failure of a dashboard must not stop a training
                 print(
                     f"W&B could not start ({error}); training goes on, "

@@ -1,0 +1,107 @@
+"""A pipeline out of one folder: what users call, and the promises about seeds, guidance and known
+tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import vqgen
+from tests import tiny
+from tests.test_bad_input import stage1_run, stage2_run
+from vqgen.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    """A tiny pair whose prior is not uniform: its head is random."""
+    prior = tiny.prior()
+    torch.manual_seed(3)
+    nn.init.normal_(prior.head.weight, std=0.5)
+    return Pipeline(tiny.tokenizer(), prior, facts={"class_names": ["a", "b", "c"]})
+
+
+def test_the_readme_example(tmp_path: Path) -> None:
+    p = vqgen.load(stage2_run(tmp_path))
+    images = p.sample(labels=[0, 1, 2], guidance=2.0, seeds=[0, 1, 2])
+    assert images.shape == (3, 3, *tiny.SIZE) and images.dtype == torch.uint8
+    again = p.reconstruct(images)
+    assert again.shape == images.shape and again.dtype == torch.uint8
+    tokens = p.tokenizer.encode(images.float() / 127.5 - 1)
+    assert tokens.shape == (3, p.tokenizer.spec.length) and tokens.dtype == torch.long
+    keep = torch.zeros_like(tokens, dtype=torch.bool)
+    keep[:, :3] = True
+    kept = p.sample_latents([0, 1, 2], seeds=[7, 8, 9], known=vqgen.Known(tokens, keep))
+    assert torch.equal(kept[:, :3], tokens[:, :3])
+
+
+def test_image_i_does_not_depend_on_the_batch(pipeline: Pipeline) -> None:
+    labels, seeds = [i % 3 for i in range(32)], [100 + i for i in range(32)]
+    options = {"guidance": 3.0, "temperature": 0.9, "top_k": 20}
+    together = pipeline.sample(labels, seeds=seeds, batch=32, **options)
+    alone = pipeline.sample(labels, seeds=seeds, batch=1, **options)
+    backwards = pipeline.sample(labels[::-1], seeds=seeds[::-1], batch=7, **options)
+    assert torch.equal(together, alone)
+    assert torch.equal(together, backwards.flip(0))
+    assert len({tuple(image.flatten().tolist()) for image in together}) > 8, "seeds matter"
+
+
+def test_guidance_of_one_is_the_conditional_model(pipeline: Pipeline) -> None:
+    labels = [0, 1, 2, 0]
+    plain = pipeline.sample_latents(labels)
+    assert torch.equal(plain, pipeline.sample_latents(labels, guidance="linear:1"))
+    assert not torch.equal(plain, pipeline.sample_latents(labels, guidance=4.0))
+
+
+def test_guidance_of_zero_is_the_null_condition(pipeline: Pipeline) -> None:
+    guided = pipeline.sample_latents([0, 1, 2, 0], guidance=0.0)
+    assert torch.equal(guided, pipeline.sample_latents(n=4))
+
+
+def test_classes_by_name_and_index(pipeline: Pipeline) -> None:
+    assert pipeline.class_indices(["B", 2, "0"]) == [1, 2, 0]
+
+
+def test_unconditional(tmp_path: Path) -> None:
+    unconditional = Pipeline(tiny.tokenizer(), tiny.prior(num_classes=0))
+    assert unconditional.sample(n=2).shape[0] == 2
+    with pytest.raises(ValueError, match="unconditional, leave classes out"):
+        unconditional.sample([0])
+
+
+def test_steps_are_reported(pipeline: Pipeline) -> None:
+    seen = []
+    pipeline.sample_latents(n=2, on_step=lambda done, total, z: seen.append((done, total, z)))
+    assert [done for done, _, _ in seen] == list(range(1, 7))
+    assert all(total == 6 for _, total, _ in seen)
+    assert [int((z == -1).sum()) for _, _, z in seen] == [10, 8, 6, 4, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"labels": [0, 1], "seeds": [1]}, "must agree on the number of images"),
+        ({"n": 0}, "at least one image"),
+        ({"n": 1, "batch": 0}, "batch of at least 1"),
+        ({"n": 1, "steps": 5}, "has no knob 'steps'; it has temperature"),
+        ({"labels": ["d"]}, "0 a, 1 b, 2 c"),
+    ],
+)
+def test_refusals(pipeline: Pipeline, arguments: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        pipeline.sample(**arguments)
+
+
+def test_a_stage1_run_reconstructs_but_does_not_sample(tmp_path: Path) -> None:
+    p = vqgen.load(stage1_run(tmp_path))
+    assert p.reconstruct(tiny.images(2)).shape == (2, 3, *tiny.SIZE)
+    with pytest.raises(ValueError, match=r"python train_stage2\.py"):
+        p.sample(n=1)
+
+
+def test_loading_keeps_every_bit(tmp_path: Path) -> None:
+    p = vqgen.load(stage2_run(tmp_path))
+    for loaded, built in ((p.tokenizer, tiny.tokenizer()), (p.prior, tiny.prior())):
+        for name, value in built.state_dict().items():
+            assert torch.equal(value, loaded.state_dict()[name]), name

@@ -1,0 +1,95 @@
+"""Killed and asked to leave, as real processes: resume ends in the same bits, nothing is
+damaged."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STEPS = 12
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+WORDS = [
+    *("tokenizer=vqvae", "logger=files", "trainer.accelerator=cpu", "trainer.precision=32-true"),
+    *(f"train.max_steps={STEPS}", "train.max_minutes=null", "train.global_batch=4"),
+    *("train.save_every=2", "train.validate_every=5", "train.log_every=1", "run.name=killed"),
+    *("tokenizer.encoder.channels=32", "tokenizer.decoder.channels=32"),
+]
+
+
+def start(root: Path, *more: str) -> subprocess.Popen:
+    """`python train_stage1.py ...` as a process of its own, one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(CHECKOUT / "train_stage1.py"), f"run.root={root}", *WORDS, *more]
+    return subprocess.Popen(
+        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def run_of(root: Path) -> Path:
+    """The one run under root."""
+    return next((root / "stage1").iterdir())
+
+
+def wait_for_steps(root: Path, count: int) -> None:
+    """Until metrics.csv tells of so many steps."""
+    for _ in range(1200):
+        for path in root.glob("stage1/*/metrics.csv"):
+            if f"\n{count},train/total" in path.read_text():
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"step {count} was not reached")
+
+
+def trained(root: Path) -> dict[str, torch.Tensor]:
+    """Model, average and optimizer of the last checkpoint."""
+    path = run_of(root) / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    assert saved["vqgen"]["counters"]["step"] == STEPS
+    return saved["state_dict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", SIGNALS, ids=[how.name for how in SIGNALS])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, how: signal.Signals) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole).wait() == 0
+    process = start(cut)
+    wait_for_steps(cut, 5)
+    process.send_signal(how)
+    code = process.wait()
+    if how is signal.SIGKILL:
+        assert code == -how
+    else:
+        assert code == 128 + how and b"train.resume=" in process.stdout.read()
+    assert start(cut, "train.resume=auto").wait() == 0
+    assert len(list((cut / "stage1").iterdir())) == 1, "the same run goes on"
+    expected, got = trained(whole), trained(cut)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+@pytest.mark.slow
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    assert start(tmp_path).wait() == 0
+    last = run_of(tmp_path) / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    process = start(tmp_path, "train.resume=auto")
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed.decode()
+    assert b"last.ckpt is damaged" in printed and b"trying the one before it" in printed
+    assert trained(tmp_path)
+
+
+@pytest.mark.slow
+def test_resuming_another_experiment_is_refused(tmp_path: Path) -> None:
+    assert start(tmp_path, "train.max_steps=2").wait() == 0
+    process = start(tmp_path, "train.resume=auto", "train.lr=0.5")
+    printed, _ = process.communicate()
+    assert process.returncode == 2 and b"train.lr" in printed and b"-> 0.5" in printed

@@ -1,0 +1,66 @@
+"""Key-value cache: what attention remembers of earlier tokens, a value its maker drops."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LayerCache:
+    """One layer's keys and values, [batch, heads, length, head_width] each, of which `filled`
+    places are in use."""
+
+    keys: Tensor
+    values: Tensor
+    filled: int = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [batch, heads, new, head_width] behind what is there, in place; -> views of all
+        keys, all values."""
+        start, self.filled = self.filled, self.filled + keys.shape[2]
+        self.keys[:, :, start : self.filled] = keys
+        self.values[:, :, start : self.filled] = values
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def first(self, batch: int) -> "LayerCache":
+        """The same memory, its first `batch` sequences only."""
+        return LayerCache(self.keys[:batch], self.values[:batch], self.filled)
+
+
+@dataclass
+class KVCache:
+    """The caches of all layers, first layer first."""
+
+    layers: list[LayerCache]
+
+    @classmethod
+    def empty(
+        cls,
+        *,
+        layers: int,
+        batch: int,
+        heads: int,  # key-value heads: fewer than query heads if these are grouped
+        length: int,  # positions that will be written, exactly
+        head_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "KVCache":
+        """Memory for 2 * layers * batch * heads * length * head_width numbers, nothing filled."""
+        shape = (batch, heads, length, head_width)
+
+        def layer() -> LayerCache:
+            keys = torch.empty(shape, dtype=dtype, device=device)
+            return LayerCache(keys, torch.empty_like(keys))
+
+        return cls([layer() for _ in range(layers)])
+
+    @property
+    def filled(self) -> int:
+        """Positions in use."""
+        return self.layers[0].filled
+
+    def first(self, batch: int) -> "KVCache":
+        """The same memory, its first `batch` sequences only (a branch of guidance that is no longer
+        needed)."""
+        return KVCache([layer.first(batch) for layer in self.layers])

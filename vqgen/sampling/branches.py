@@ -1,0 +1,57 @@
+"""The rows of a guided sampling batch: conditional images first, null images behind them, padding
+last."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vqgen.sampling.guidance import Guidance, guide
+
+# A CPU's matrix product gives a row the same bits in any batch whose size is a multiple of this
+# (measured with AVX2 and AVX-512, 1 to 16 threads; other sizes differ in the last bits), so rows
+# are padded to it.
+ROW_TILE = 4
+
+
+class Branches:
+    """Which rows run at which step: the null branch only up to the last step whose scale is not 1.
+
+    batch   images
+    steps   of the sampling loop
+    guided  steps, from the first, that run the null branch; 0 where guidance is off or has nothing
+            to withhold
+    """
+
+    def __init__(self, batch: int, steps: int, guidance: Guidance, *, has_null: bool) -> None:
+        self.batch, self.steps = batch, steps
+        self.scales = [guidance(step / max(steps - 1, 1)) for step in range(steps)]
+        on = [step for step, scale in enumerate(self.scales) if scale != 1]
+        self.guided = on[-1] + 1 if on and has_null else 0
+
+    def rows(self, step: int) -> int:
+        """Rows of this step's batch, padding included."""
+        return padded(2 * self.batch if step < self.guided else self.batch)
+
+    def images(self, step: int, device: torch.device) -> Tensor:
+        """-> Long [rows(step)], the image of each row."""
+        return torch.arange(self.rows(step), device=device) % self.batch
+
+    def stack(self, branches: Sequence[Tensor]) -> Tensor:
+        """[conditional] or [conditional, null], each [batch, ...] -> [rows(0), ...]: the first
+        step's batch."""
+        joint = torch.cat(list(branches))
+        return joint[torch.arange(self.rows(0), device=joint.device) % len(joint)]
+
+    def guide(self, predictions: Tensor, step: int) -> Tensor:
+        """Predictions of a step's rows [rows(step), ...] -> the guided ones of the images [batch,
+        ...]."""
+        if step >= self.guided:
+            return predictions[: self.batch]
+        conditional, null = predictions[: 2 * self.batch].chunk(2)
+        return guide(conditional, null, self.scales[step])
+
+
+def padded(rows: int) -> int:
+    """The next multiple of ROW_TILE."""
+    return -(-rows // ROW_TILE) * ROW_TILE
