@@ -64,12 +64,9 @@ def entry(
 
         @functools.wraps(function)
         def start() -> None:
-            words = [word for word in sys.argv[1:] if not word.startswith("-")]
-            if not any(
-                word in ("--multirun", "-m") for word in sys.argv
-            ):  # sweeps are Hydra's to read
+            if not any(word.startswith("-") for word in sys.argv[1:]):  # flags are Hydra's to read
                 try:
-                    check_overrides(folder, name, words)
+                    check_overrides(folder, name, sys.argv[1:])
                 except USER_ERRORS as error:
                     refuse(error)
             started()

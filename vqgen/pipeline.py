@@ -1,6 +1,6 @@
 """A pipeline: tokenizer and prior out of one folder; conditions in, uint8 images out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,38 +81,10 @@ class Pipeline:
 
     @torch.inference_mode()
     def sample(
-        self,
-        labels: Sequence[int | str] | None = None,
-        *,
-        n: int | None = None,
-        seeds: Sequence[int] | None = None,
-        guidance: float | str | Guidance = 1.0,
-        batch: int = 32,
-        known: Known | None = None,
-        on_step: OnStep | None = None,
-        **knobs: Any,
+        self, labels: Sequence[int | str] | None = None, *, batch: int = 32, **options: Any
     ) -> Tensor:
-        """Sample images: uint8 [n, 3, H, W], image i depending on labels[i] and seeds[i] alone.
-
-        labels    one class (index or name) per image; None: the null condition, n images (1 unless
-                  given)
-        seeds     one integer per image; 0, 1, 2, ... unless given
-        guidance  u + s (c - u): a scale s (1 is off), "linear:4", "interval:4:0.1:0.8", or a
-                  function of progress
-        batch     images sampled at once
-        known     latents to keep (inpainting)
-        knobs     the prior's own, for instance temperature=0.9, top_k=100, top_p=0.95 (None is off)
-        """
-        latents = self.sample_latents(
-            labels,
-            n=n,
-            seeds=seeds,
-            guidance=guidance,
-            batch=batch,
-            known=known,
-            on_step=on_step,
-            **knobs,
-        )
+        """Sample images, uint8 [n, 3, H, W]; arguments as for `sample_latents`."""
+        latents = self.sample_latents(labels, batch=batch, **options)
         return torch.cat([self.decode(part) for part in latents.split(batch)])
 
     @torch.inference_mode()
@@ -128,27 +100,34 @@ class Pipeline:
         on_step: OnStep | None = None,
         **knobs: Any,
     ) -> Tensor:
-        """Like `sample`, but the latents, as the prior's spec says."""
+        """Sample latents, as the prior's spec says; number i depends on labels[i] and seeds[i]
+        alone.
+
+        labels    one class (index or name) per image; None: the null condition
+        n         images, where neither labels nor seeds tell (default 1)
+        seeds     one integer per image; 0, 1, 2, ... unless given
+        guidance  u + s (c - u): a scale s (1 is off), "linear:4", "interval:4:0.1:0.8", or a
+                  function of progress
+        batch     images sampled at once
+        known     latents to keep (inpainting)
+        on_step   called with (steps done, steps in all, latents so far) of the batch under way
+        knobs     the prior's own, for instance temperature=0.9, top_k=100, top_p=0.95 (None is off)
+
+        Raises ValueError for arguments that do not fit the model or each other.
+        """
         prior, total = self.prior, _count(labels, n, seeds)
+        if batch < 1:
+            raise ValueError(f"wanted batch of at least 1, got {batch}")
         seeds = list(range(total)) if seeds is None else list(seeds)
         scale = guidances.parse(guidance)
         settings = self._knobs(knobs)
-        indices = (
-            None if labels is None else torch.tensor(self.class_indices(labels), dtype=torch.long)
-        )
+        condition = self._condition(labels, total)
         done = []
-        for start, stop in _chunks(total, batch):
-            condition = self._condition(
-                None if indices is None else indices[start:stop], stop - start
-            )
-            kept = (
-                None if known is None else Known(known.latents[start:stop], known.keep[start:stop])
-            )
-            done.append(
-                prior.sample(
-                    condition, settings, scale, seeds[start:stop], known=kept, on_step=on_step
-                )
-            )
+        for start in range(0, total, batch):
+            rows = slice(start, start + batch)
+            part = condition.map(lambda values, rows=rows: values[rows])
+            kept = None if known is None else Known(known.latents[rows], known.keep[rows])
+            done.append(prior.sample(part, settings, scale, seeds[rows], kept, on_step))
         return torch.cat(done)
 
     @torch.inference_mode()
@@ -164,14 +143,14 @@ class Pipeline:
             images = images.float() / 127.5 - 1
         return self.decode(self.tokenizer.encode(images.to(self.device)))
 
-    def _condition(self, labels: Tensor | None, count: int) -> Condition:
+    def _condition(self, labels: Sequence[int | str] | None, total: int) -> Condition:
         if labels is not None:
-            return Condition.of_labels(labels.to(self.device))
+            indices = torch.tensor(self.class_indices(labels), device=self.device)
+            return Condition.of_labels(indices)
         if self.prior.num_classes:  # a class model asked for nothing in particular: its null class
-            return Condition.of_labels(
-                torch.zeros(count, dtype=torch.long, device=self.device)
-            ).null()
-        return Condition(batch=count)
+            anything = torch.zeros(total, dtype=torch.long, device=self.device)
+            return Condition.of_labels(anything).null()
+        return Condition(total)
 
     def _knobs(self, given: dict[str, Any]) -> Any:
         defaults = dict(self.facts.get("knobs", {}))
@@ -233,12 +212,6 @@ def _count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | N
     if total < 1:
         raise ValueError(f"wanted at least one image, got {total}")
     return total
-
-
-def _chunks(total: int, batch: int) -> Iterator[tuple[int, int]]:
-    if batch < 1:
-        raise ValueError(f"wanted batch of at least 1, got {batch}")
-    return ((start, min(start + batch, total)) for start in range(0, total, batch))
 
 
 def refusal(prior: dict[str, Any], export: Path) -> str | None:

@@ -38,7 +38,7 @@ def test_wandb_runs_offline_and_goes_on_under_the_same_id(tmp_path: Path) -> Non
         board.log_metrics({"train/a": 1.0}, step=step)
         board.log_picture("samples/x", PICTURE, step=step)
         board.log_counts("codebook/histogram", np.arange(1000), step=step)
-        board.finalize("success")
+        board.close()
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     assert runs and all(run.name.endswith(facts["wandb_id"]) for run in runs)
 

@@ -114,18 +114,20 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
-    if saver.signal is not None:
-        print(
-            f"saved and left on signal {saver.signal} at step {module.counters.step}; "
-            f"go on with train.resume={run.folder}"
-        )
-        return 128 + saver.signal
-    if module.counters.step != module.validated_step:
-        lightning.validate(module, data, verbose=False)
-    for board in boards:
-        board.finalize("success")
-    return 0
+    try:
+        lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
+        if saver.signal is None and module.counters.step != module.validated_step:
+            lightning.validate(module, data, verbose=False)
+    finally:
+        for board in boards:
+            board.close()
+    if saver.signal is None:
+        return 0
+    print(
+        f"saved and left on signal {saver.signal} at step {module.counters.step}; "
+        f"go on with train.resume={run.folder}"
+    )
+    return 128 + saver.signal
 
 
 def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:

@@ -24,6 +24,10 @@ class Board(Logger):
     def log_counts(self, name: str, counts: np.ndarray, step: int) -> None:
         """counts [codes]: how often each code was used."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """The run is over (Lightning's `finalize` comes earlier, after every loop of a trainer)."""
+
 
 class FileBoard(Board):
     """metrics.csv in long form (step, name, value), so that a resumed run appends; pictures as PNG
@@ -71,3 +75,6 @@ class FileBoard(Board):
         path = self.folder / "samples" / f"{name.replace('/', '_')}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"step": step, "counts": [int(count) for count in counts]}))
+
+    def close(self) -> None:
+        """Every line is on disk already."""

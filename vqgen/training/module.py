@@ -102,9 +102,8 @@ class TrainingModule(LightningModule, Generic[Model]):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         elapsed = time.monotonic() - self._started
         if self.recipe.budget.max_minutes and self.trainer.world_size > 1:
-            elapsed = self.trainer.strategy.broadcast(
-                elapsed
-            )  # every rank must stop at the same step
+            # every rank must stop at the same step
+            elapsed = self.trainer.strategy.broadcast(elapsed)
         self.counters.seconds = elapsed
         if self.progress >= 1:
             self.trainer.should_stop = True

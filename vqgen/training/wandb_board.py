@@ -81,23 +81,29 @@ class WandbBoard(Board):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Numbers, grouped in panels by the prefix of their names."""
-        self.experiment.log({**metrics, "step": step})
+        self._send(metrics, step)
 
     @rank_zero_only
     def log_picture(self, name: str, picture: np.ndarray, step: int, caption: str = "") -> None:
         """One image panel."""
-        self.experiment.log({name: wandb.Image(picture, caption=caption), "step": step})
+        self._send({name: wandb.Image(picture, caption=caption)}, step)
 
     @rank_zero_only
     def log_counts(self, name: str, counts: np.ndarray, step: int) -> None:
-        """How codes are used: share of tokens (per mille, at most 512 bars) by rank of the code."""
+        """How codes are used: share of the tokens by rank of the code, in at most 512 bars."""
         ranked = np.sort(counts)[::-1] / max(1, counts.sum())
         bars = np.array([b.sum() for b in np.array_split(ranked, min(512, len(ranked)))])
-        histogram = wandb.Histogram(np_histogram=(bars, np.linspace(0, len(ranked), len(bars) + 1)))
-        self.experiment.log({name: histogram, "step": step})
+        edges = np.linspace(0, len(ranked), len(bars) + 1)
+        self._send({name: wandb.Histogram(np_histogram=(bars, edges))}, step)
+
+    def _send(self, values: dict[str, Any], step: int | None) -> None:
+        try:
+            self.experiment.log({**values, "step": step})
+        except wandb.Error as error:
+            print(f"W&B did not take {', '.join(values)} ({error}); training goes on")
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Close the W&B run."""
+    def close(self) -> None:
+        """Finish the W&B run."""
         if self._run is not None:
-            self._run.finish(exit_code=0 if status == "success" else 1)
+            self._run.finish()
