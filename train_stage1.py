@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli
 from vqgen.training import launch
-from vqgen.training.logs import FileBoard
 from vqgen.training.stage1 import Stage1
 
 
@@ -24,6 +23,7 @@ def main(config: DictConfig) -> int:
     if settings["train"]["channels_last"]:
         for model in (tokenizer, loss):
             model.to(memory_format=torch.channels_last)
+    random_lpips = loss.perceptual is not None and bool(loss.perceptual.random)
     name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
     run = launch.open_run(settings, cli.typed_overrides(), stage="stage1", name=name)
     data.samples_seen = run.counters.samples
@@ -35,17 +35,15 @@ def main(config: DictConfig) -> int:
         facts={
             "class_names": list(data.class_names),
             "data": data.describe(),
-            "perceptual_random": loss.perceptual is not None and loss.perceptual.random,
+            "perceptual_random": random_lpips,
         },
     )
-    boards = [FileBoard(run.folder), *build.boards(settings, run.folder, run.counters.facts)]
-    launch.print_recipe(
-        settings,
-        {"run": run.folder, **data.describe(), **build.sizes(tokenizer=tokenizer, loss=loss)},
-    )
-    return launch.train(
-        module, data, run, settings, boards=boards, precision=build.precision(settings)
-    )
+    derived = {"run": str(run.folder), "perceptual_random": random_lpips, **data.describe()}
+    derived |= build.sizes(tokenizer=tokenizer, loss=loss)
+    launch.print_recipe(settings, derived)
+    boards = build.boards(settings, derived, run.folder, run.counters.facts)
+    precision = build.precision(settings)
+    return launch.train(module, data, run, settings, boards=boards, precision=precision)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from vqgen import build, cli, pipeline, runs
 from vqgen.data.encoded import EncodedImages
 from vqgen.training import launch
-from vqgen.training.logs import FileBoard
 from vqgen.training.stage2 import Stage2
 
 
@@ -53,15 +52,13 @@ def main(config: DictConfig) -> int:
             "data": data.describe(),
         },
     )
-    boards = [FileBoard(run.folder), *build.boards(settings, run.folder, run.counters.facts)]
-    launch.print_recipe(
-        settings,
-        {"run": run.folder, "tokenizer": export, **data.describe(), **build.sizes(prior=prior)},
-    )
+    derived = {"run": str(run.folder), "tokenizer": str(export), **data.describe()}
+    derived |= build.sizes(prior=prior)
+    launch.print_recipe(settings, derived)
+    boards = build.boards(settings, derived, run.folder, run.counters.facts)
     data = EncodedImages(data, tokenizer)
-    return launch.train(
-        module, data, run, settings, boards=boards, precision=build.precision(settings)
-    )
+    precision = build.precision(settings)
+    return launch.train(module, data, run, settings, boards=boards, precision=precision)
 
 
 def find_tokenizer(settings: dict) -> Path:

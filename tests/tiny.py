@@ -2,7 +2,6 @@
 on."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from vqgen.priors.llamagen import LlamaGen
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.codebook import Codebook
 from vqgen.tokenizers.vq import VectorQuantizer
-from vqgen.training.logs import FileBoard
 from vqgen.training.module import Budget, Recipe
 from vqgen.training.optimizer import Schedule
 
@@ -95,8 +93,3 @@ def settings(validate_every: int = 100, save_every: int = 100) -> dict[str, Any]
         "train": {"validate_every": validate_every, "save_every": save_every},
         "trainer": trainer,
     }
-
-
-def board(folder: Path) -> list[FileBoard]:
-    """The file board of a run folder."""
-    return [FileBoard(folder)]

@@ -91,12 +91,19 @@ def data(settings: dict[str, Any]) -> Any:
     return make(settings["data"], **shared, seed=train["seed"])
 
 
-def boards(settings: dict[str, Any], folder: Path, facts: dict[str, Any]) -> list[Any]:
+def boards(
+    settings: dict[str, Any], derived: dict[str, Any], folder: Path, facts: dict[str, Any]
+) -> list[Any]:
     """The chosen logger, if any. `facts` of a resumed run hold the W&B run id; a new id is stored
     there."""
     if not settings["logger"]:
         return []
-    board = make(settings["logger"], folder=str(folder), id=facts.get("wandb_id"), config=settings)
+    board = make(
+        settings["logger"],
+        folder=str(folder),
+        id=facts.get("wandb_id"),
+        config={**settings, "derived": derived},
+    )
     facts["wandb_id"] = board.version
     return [board]
 

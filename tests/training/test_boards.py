@@ -34,7 +34,7 @@ def test_pictures_and_counts_are_files(tmp_path: Path) -> None:
 def test_wandb_runs_offline_and_goes_on_under_the_same_id(tmp_path: Path) -> None:
     facts: dict = {}
     for step in (1, 2):  # two pieces of one run: the id travels in the checkpoint's facts
-        (board,) = build.boards({"logger": WANDB}, tmp_path, facts)
+        (board,) = build.boards({"logger": WANDB}, {}, tmp_path, facts)
         board.log_metrics({"train/a": 1.0}, step=step)
         board.log_picture("samples/x", PICTURE, step=step)
         board.log_counts("codebook/histogram", np.arange(1000), step=step)
@@ -45,8 +45,8 @@ def test_wandb_runs_offline_and_goes_on_under_the_same_id(tmp_path: Path) -> Non
 
 def test_an_unknown_wandb_mode_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"logger\.mode=offline or logger\.mode=online"):
-        build.boards({"logger": {**WANDB, "mode": "on"}}, tmp_path, {})
+        build.boards({"logger": {**WANDB, "mode": "on"}}, {}, tmp_path, {})
 
 
 def test_no_logger_is_no_board(tmp_path: Path) -> None:
-    assert build.boards({"logger": None}, tmp_path, {}) == []
+    assert build.boards({"logger": None}, {}, tmp_path, {}) == []

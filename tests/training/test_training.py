@@ -58,8 +58,8 @@ def run(
     folder.mkdir(exist_ok=True)
     opened = resume or Run(folder)
     data.samples_seen = opened.counters.samples
-    settings, boards = tiny.settings(**more), tiny.board(folder)
-    return launch.train(module, data, opened, settings, boards=boards, precision="32-true")
+    settings = tiny.settings(**more)
+    return launch.train(module, data, opened, settings, boards=[], precision="32-true")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

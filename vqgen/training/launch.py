@@ -14,7 +14,7 @@ from lightning import LightningDataModule, Trainer
 
 from vqgen import checkpoint, runs
 from vqgen.training.callbacks import Console, SaveRun
-from vqgen.training.logs import Board
+from vqgen.training.logs import Board, FileBoard
 from vqgen.training.module import Budget, Counters, Recipe, TrainingModule
 from vqgen.training.optimizer import Schedule
 
@@ -92,8 +92,11 @@ def train(
     boards: list[Board],
     precision: str,
 ) -> int:
-    """Train to the end of the budget, validate, export. Returns 0, or 128 + signal if one asked the
-    run to leave."""
+    """Train to the end of the budget, validate, export.
+
+    boards  where numbers and pictures go besides the files of the run folder
+    Returns 0, or 128 + signal if one asked the run to leave."""
+    boards = [FileBoard(run.folder), *boards]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # the EMA
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # data in memory
@@ -114,6 +117,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    module.counters = run.counters
     try:
         lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
         if saver.signal is None and module.counters.step != module.validated_step:

@@ -1,0 +1,127 @@
+"""Every yaml composes and makes its object; the three commands run end to end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from vqgen import build, cli
+from vqgen.contracts import Prior, Tokenizer, TokenSpec
+from vqgen.losses.stage1 import Stage1Loss
+from vqgen.training import launch
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def options(*folder: str) -> list[str]:
+    """The yaml files of a config group."""
+    return sorted(path.stem for path in cli.CONF.joinpath(*folder).glob("*.yaml"))
+
+
+def compose(stage: str, *words: str) -> DictConfig:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / stage)):
+        return hydra.compose(f"train_{stage}", list(words))
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("tokenizer", options("stage1", "tokenizer"))
+def test_every_tokenizer_is_made(tokenizer: str, data: str) -> None:
+    config = build.plain(compose("stage1", f"tokenizer={tokenizer}", f"data={data}"))
+    with torch.device("meta"):
+        made = build.make({**config["tokenizer"], "image_size": [256, 256]})
+        loss = build.make(config["loss"] | {"perceptual": None})
+    assert isinstance(made, Tokenizer) and isinstance(loss, Stage1Loss)
+    assert launch.recipe(config["train"]).budget.progress(0, 0.0) == 0
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("prior", options("stage2", "prior"))
+def test_every_prior_is_made(prior: str, data: str) -> None:
+    config = build.plain(compose("stage2", f"prior={prior}", f"data={data}"))
+    spec = TokenSpec(vocab_size=1024, scales=((4, 6),))
+    with torch.device("meta"):
+        made = build.prior(config["prior"], spec, num_classes=3)
+    assert isinstance(made, Prior)
+    assert launch.recipe(config["train"]).budget.progress(0, 0.0) == 0
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("group", ["trainer", "logger", "debug"])
+def test_every_shared_option_composes(stage: str, group: str) -> None:
+    for option in options(group):
+        config = compose(stage, f"{group}={option}")
+        assert config.train.global_batch > 0
+        assert build.precision(build.plain(config)) in ("32-true", "bf16-mixed")
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_every_experiment_composes(stage: str) -> None:
+    for option in options(stage, "experiment"):
+        config = compose(stage, f"experiment={option}")
+        launch.recipe(build.plain(config.train))
+
+
+def test_the_emoji_recipe_is_chosen_by_data_and_tokenizer() -> None:
+    assert compose("stage1").loss.perceptual.missing == "random"
+    assert compose("stage1", "data=folder").loss.perceptual.missing == "error"
+    assert compose("stage1", "tokenizer=vqgan_f8").loss.perceptual.missing == "error"
+    assert compose("stage1", "tokenizer=vqvae").loss.gan is None
+
+
+def type_in(folder: Path, program: str, *words: str) -> str:
+    """Run a command from the repository root; returns what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, f"{program}.py", *words]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_three_commands(tmp_path: Path) -> None:
+    small = ("debug=fast", f"run.root={tmp_path}")
+    type_in(tmp_path, "train_stage1", *small, "logger=wandb")
+    type_in(tmp_path, "train_stage2", *small)
+    out = tmp_path / "sheet.png"
+    type_in(tmp_path, "sample", f"root={tmp_path}", f"out={out}", "n=2", "classes=[Flags,0]")
+    arrays = np.load(out.with_suffix(".npz"))
+    assert arrays["arr_0"].shape == (4, 32, 32, 3) and arrays["arr_0"].dtype == np.uint8
+    assert arrays["arr_1"].tolist() == [8, 8, 0, 0]
+
+
+@pytest.mark.slow
+def test_own_unconditional_pictures_that_are_not_square(tmp_path: Path) -> None:
+    """A flat folder; stage 2 takes over data.root and data.size by itself."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "mine").mkdir()
+    for i in range(12):
+        pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "mine" / f"{i}.png")
+    small = ("debug=fast", f"run.root={tmp_path / 'runs'}")
+    shape = [f"tokenizer.{part}.{key}" for part in ("encoder", "decoder") for key in SMALL]
+    type_in(
+        tmp_path,
+        "train_stage1",
+        *small,
+        "data=folder",
+        f"data.root={tmp_path / 'mine'}",
+        "data.size=[32,48]",
+        *("loss.perceptual=none", "loss.gan.layers=1"),
+        *shape,
+    )
+    printed = type_in(tmp_path, "train_stage2", *small, "prior=llamagen_tiny")
+    assert "[32, 48]" in printed
+    out = tmp_path / "sheet.png"
+    type_in(tmp_path, "sample", f"root={tmp_path / 'runs'}", f"out={out}", "n=3")
+    arrays = np.load(out.with_suffix(".npz"))
+    assert arrays["arr_0"].shape == (3, 32, 48, 3) and "arr_1" not in arrays
+
+
+SMALL = ("channels=32", "multipliers=[1,1]", "blocks=1", "patch=4")
