@@ -23,9 +23,13 @@ class Encoder(nn.Module):
     out_channels       of the hidden map (z_channels in the papers)
     blocks             residual blocks per level: one number, or one per level, finest first
     attention_levels   levels with attention after every residual block; -1 is the coarsest
-    middle_attention   attention between the two residual blocks at the end
+    middle             the two residual blocks at the end, with attention between them if
+                       middle_attention; without, and with blocks=0, a patchify stem stands alone
     patch              side of the pixel squares that the first convolution turns into vectors;
                        1 is the published 3x3 convolution at full resolution
+    kernel             side of the convolutions of blocks and output, 3 as published. With 1 and one
+                       level a token sees its own pixel square and, through GroupNorm, the image's
+                       statistics: such tokens are cheap, and far easier for a prior to predict
 
     forward raises ValueError unless `factor` divides height and width.
     """
@@ -39,9 +43,11 @@ class Encoder(nn.Module):
         multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         blocks: int | Sequence[int] = 2,
         attention_levels: Sequence[int] = (-1,),
+        middle: bool = True,
         middle_attention: bool = True,
         dropout: float = 0.0,
         patch: int = 1,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         plan = _plan(channels, multipliers, blocks, attention_levels)
@@ -56,11 +62,11 @@ class Encoder(nn.Module):
         for entry in plan:
             coarsest = entry.index == len(plan) - 1
             resample = nn.Identity() if coarsest else Downsample(entry.width)
-            self.levels.append(Level(width, entry, dropout, resample))
+            self.levels.append(Level(width, entry, dropout, resample, kernel))
             width = entry.width
-        self.middle = _middle(width, middle_attention, dropout)
+        self.middle = _middle(width, middle_attention, dropout, kernel) if middle else nn.Identity()
         self.norm_out = group_norm(width)
-        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, out_channels, kernel, padding=kernel // 2)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -92,6 +98,7 @@ class Decoder(nn.Module):
         multipliers: Sequence[int] = (1, 1, 2, 2, 4),
         blocks: int | Sequence[int] = 3,
         attention_levels: Sequence[int] = (-1,),
+        middle: bool = True,
         middle_attention: bool = True,
         dropout: float = 0.0,
         patch: int = 1,
@@ -101,7 +108,7 @@ class Decoder(nn.Module):
         self.factor = patch * 2 ** (len(plan) - 1)
         width = plan[-1].width
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.middle = _middle(width, middle_attention, dropout)
+        self.middle = _middle(width, middle_attention, dropout) if middle else nn.Identity()
         self.levels = nn.ModuleList()  # in the order they run: coarsest first
         for entry in reversed(plan):
             resample = nn.Identity() if entry.index == 0 else Upsample(entry.width)
@@ -132,11 +139,18 @@ class Level(nn.Module):
     """Residual blocks at one size, each with attention if planned, then a change of size."""
 
     def __init__(
-        self, in_channels: int, plan: LevelPlan, dropout: float, resample: nn.Module
+        self,
+        in_channels: int,
+        plan: LevelPlan,
+        dropout: float,
+        resample: nn.Module,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [plan.width] * plan.blocks
-        self.blocks = nn.ModuleList(ResidualBlock(a, b, dropout) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(a, b, dropout, kernel) for a, b in pairwise(widths)
+        )
         self.attentions = nn.ModuleList(
             AttentionBlock(plan.width) if plan.attention else nn.Identity() for _ in self.blocks
         )
@@ -157,10 +171,11 @@ def _plan(
     """The levels, finest first. Raises ValueError where counts or level numbers do not fit."""
     levels = len(multipliers)
     counts = [blocks] * levels if isinstance(blocks, int) else list(blocks)
-    if len(counts) != levels or min(counts) < 1:
+    least = 0 if len(set(multipliers)) == 1 else 1  # blocks change the width
+    if len(counts) != levels or min(counts) < least:
         raise ValueError(
             f"blocks must be one number, or {levels} numbers, one per entry of "
-            f"multipliers={list(multipliers)}, each at least 1; got {counts}"
+            f"multipliers={list(multipliers)}, each at least {least}; got {counts}"
         )
     outside = [level for level in attention_levels if not -levels <= level < levels]
     if outside:
@@ -174,10 +189,10 @@ def _plan(
     ]
 
 
-def _middle(width: int, attention: bool, dropout: float) -> nn.Sequential:
+def _middle(width: int, attention: bool, dropout: float, kernel: int = 3) -> nn.Sequential:
     """The part at the coarsest size between the levels and the code."""
     return nn.Sequential(
-        ResidualBlock(width, width, dropout),
+        ResidualBlock(width, width, dropout, kernel),
         AttentionBlock(width) if attention else nn.Identity(),
-        ResidualBlock(width, width, dropout),
+        ResidualBlock(width, width, dropout, kernel),
     )

@@ -13,15 +13,21 @@ EPSILON = 1e-6
 
 
 class ResidualBlock(nn.Module):
-    """[batch, in_channels, h, w] -> [batch, out_channels, h, w]: two convolutions, a skip path."""
+    """[batch, in_channels, h, w] -> [batch, out_channels, h, w]: two convolutions, a skip path.
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+    kernel  side of the two convolutions, odd; 3 in published weights
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float = 0.0, kernel: int = 3
+    ) -> None:
         super().__init__()
+        padding = kernel // 2
         self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel, padding=padding)
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel, padding=padding)
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
