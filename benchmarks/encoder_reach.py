@@ -89,7 +89,7 @@ def bits_per_token(
         optimizer.zero_grad()
     with torch.no_grad():
         bits = prior.eval().bits(val, Condition(len(val)))
-    return float(bits.mean()) / model.spec.length
+    return float(bits.mean()) / val.shape[1]
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ emoji tokenizer's shape and for a plain 64-channel VQGAN at 64 px."""
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -17,12 +18,13 @@ from vqgen.tokenizers.codebook import Codebook
 from vqgen.tokenizers.vq import VectorQuantizer
 
 
-def tokenizer(size: int, **shape: object) -> Autoencoder:
-    """A VQ autoencoder of this convolutional shape, 1,024 codes of 8 numbers."""
+def tokenizer(size: int, decoder: dict[str, Any], **encoder: Any) -> Autoencoder:
+    """A VQ autoencoder of this convolutional shape, 1,024 codes of 8 numbers. The encoder has the
+    decoder's settings unless told otherwise."""
     return Autoencoder(
         image_size=(size, size),
-        encoder=partial(Encoder, **shape),  # type: ignore[arg-type]
-        decoder=partial(Decoder, **shape),  # type: ignore[arg-type]
+        encoder=partial(Encoder, **{**decoder, **encoder}),
+        decoder=partial(Decoder, **decoder),
         bottleneck=VectorQuantizer(codebook=Codebook(size=1024, dim=8)),
         z_channels=64,
     )
@@ -65,10 +67,18 @@ def compare(name: str, model: Autoencoder, batch: int, repeats: int = 5) -> None
 def main() -> None:
     """Both shapes."""
     torch.manual_seed(0)
-    emoji = {"channels": 96, "multipliers": (1,), "blocks": 3, "patch": 4, "attention_levels": ()}
-    compare("emoji tokenizer", tokenizer(32, **emoji), batch=64)
+    shape: dict[str, Any] = {
+        "channels": 128,
+        "multipliers": (1,),
+        "blocks": 3,
+        "patch": 4,
+        "attention_levels": (),
+    }
+    shape["middle_attention"] = False
+    emoji = tokenizer(32, shape, blocks=0, middle=False, kernel=1)
+    compare("emoji tokenizer", emoji, batch=16)
     plain = {"channels": 64, "multipliers": (1, 1, 2, 2), "blocks": 1}
-    compare("64-channel VQGAN", tokenizer(64, **plain), batch=8)
+    compare("64-channel VQGAN", tokenizer(64, plain), batch=8)
 
 
 if __name__ == "__main__":
