@@ -61,8 +61,11 @@ def find_pipeline(settings: dict) -> Path:
 def labels_of(loaded: pipeline.Pipeline, settings: dict) -> list[int] | None:
     """One class index per image; None for an unconditional model."""
     classes, count = settings["classes"], loaded.prior.num_classes
-    if settings["n"] < 1:
-        raise ValueError(f"wanted n of at least 1, got {settings['n']}")
+    for name in ("n", "batch"):
+        if settings[name] < 1:
+            raise ValueError(f"wanted {name} of at least 1, got {settings[name]}; type {name}=8")
+    if classes == []:
+        raise ValueError("wanted classes=all or a list like classes=[0,2], got none")
     if classes == "all":
         chosen = list(range(min(count, 10)))
     else:

@@ -13,6 +13,10 @@ from vqgen.training.stage1 import Stage1
 @cli.entry("stage1", "train_stage1")
 def main(config: DictConfig) -> int:
     """Build data, tokenizer and loss from the config, train, export runs/stage1/<run>/tokenizer."""
+    name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
+    resumed = launch.find_resumed(build.plain(config), stage="stage1", name=name)
+    if resumed is not None:
+        config = cli.compose("train_stage1", cli.merged(launch.stored_overrides(resumed)))
     settings = build.plain(config)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
@@ -24,8 +28,7 @@ def main(config: DictConfig) -> int:
         for model in (tokenizer, loss):
             model.to(memory_format=torch.channels_last)
     random_lpips = loss.perceptual is not None and bool(loss.perceptual.random)
-    name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
-    run = launch.open_run(settings, cli.typed_overrides(), stage="stage1", name=name)
+    run = launch.open_run(settings, cli.typed_overrides(), resumed, stage="stage1", name=name)
     data.samples_seen = run.counters.samples
     module = Stage1(
         tokenizer,

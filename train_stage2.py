@@ -16,13 +16,14 @@ from vqgen.training.stage2 import Stage2
 @cli.entry("stage2", "train_stage2")
 def main(config: DictConfig) -> int:
     """Find the tokenizer, build data and prior, train, export runs/stage2/<run>/pipeline."""
-    export = find_tokenizer(build.plain(config))
-    inherited = export.parent / "overrides.txt"
-    if inherited.is_file():  # the data that the tokenizer was trained on, unless told otherwise
-        config = cli.with_inherited(
-            config, "train_stage2", "data", inherited.read_text().split("\n")
-        )
-    settings = build.plain(config)
+    name = f"{cli.choice('prior')}-{cli.choice('data')}"
+    resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
+    words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
+    export = find_tokenizer(build.plain(cli.compose("train_stage2", words)))
+    if not resumed:  # the data that the tokenizer was trained on, unless told otherwise
+        words = cli.merged(launch.stored_overrides(export.parent), group="data")
+    settings = build.plain(cli.compose("train_stage2", words))
+    settings["tokenizer"] = str(export)
     tokenizer, _, fingerprint = pipeline.load_tokenizer(export)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
@@ -35,8 +36,11 @@ def main(config: DictConfig) -> int:
     prior = build.prior(settings["prior"], tokenizer.spec, num_classes=data.num_classes)
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
-    name = f"{cli.choice('prior')}-{cli.choice('data')}"
-    run = launch.open_run(settings, cli.typed_overrides(), stage="stage2", name=name)
+    words = [
+        *(word for word in words if not word.startswith("tokenizer=")),
+        f"tokenizer='{export}'",
+    ]
+    run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
     data.samples_seen = run.counters.samples
     module = Stage2(
         prior,
@@ -66,8 +70,14 @@ def find_tokenizer(settings: dict) -> Path:
     read."""
     given = settings["tokenizer"]
     if given != "auto":
-        folder = Path(given)
-        return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+        for folder in (Path(given) / "tokenizer", Path(given)):
+            if (folder / "model.safetensors").is_file():
+                return folder
+        raise ValueError(
+            f"wanted tokenizer=PATH of a finished stage-1 run, got {given}, which "
+            f"{'holds none' if Path(given).exists() else 'does not exist'}; look for one with: "
+            f"ls {settings['run']['root']}/stage1, or leave tokenizer out for the newest that fits"
+        )
     return runs.newest_export(
         Path(settings["run"]["root"]),
         "stage1",

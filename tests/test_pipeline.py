@@ -93,6 +93,25 @@ def test_refusals(pipeline: Pipeline, arguments: dict, sentence: str) -> None:
         pipeline.sample(**arguments)
 
 
+def test_what_is_no_image_and_no_token_is_refused(pipeline: Pipeline) -> None:
+    tokens = torch.zeros(1, 6, dtype=torch.long)
+    keep = torch.ones_like(tokens, dtype=torch.bool)
+    with pytest.raises(ValueError, match="keep as a bool tensor"):
+        vqgen.Known(tokens, keep.float())
+    with pytest.raises(ValueError, match="known tokens under 32, got 32"):
+        pipeline.sample_latents(n=1, known=vqgen.Known(tokens + 32, keep))
+    with pytest.raises(ValueError, match=r"images \[n, 3, H, W\], got \[3, 16, 24\]"):
+        pipeline.reconstruct(tiny.images(1)[0])
+    with pytest.raises(ValueError, match=r"images\.float\(\) / 127\.5 - 1"):
+        pipeline.tokenizer.encode(tiny.images(1))
+
+
+def test_a_number_is_an_index_and_a_word_a_name() -> None:
+    names = {"class_names": ["0", "1", "10", "2"]}
+    numbered = Pipeline(tiny.tokenizer(), tiny.prior(num_classes=4), facts=names)
+    assert numbered.class_indices([2, "2", "10"]) == [2, 3, 2]
+
+
 def test_a_stage1_run_reconstructs_but_does_not_sample(tmp_path: Path) -> None:
     p = vqgen.load(stage1_run(tmp_path))
     assert p.reconstruct(tiny.images(2)).shape == (2, 3, *tiny.SIZE)

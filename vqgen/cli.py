@@ -81,7 +81,7 @@ def refuse(error: BaseException) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     print(f"vqgen: {root_cause(error)}", file=sys.stderr)
-    print("(nothing was damaged; HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+    print("(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
     sys.exit(2)
 
 
@@ -142,6 +142,8 @@ def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, A
         raise ValueError(
             f"{key} wants a number like {default}, got {override.get_value_element_as_str()}"
         )
+    if isinstance(default, int) and isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{key} wants a whole number like {default}, got {value}")
     if isinstance(default, bool) and not isinstance(value, bool):
         raise ValueError(f"{key} wants true or false, got {override.get_value_element_as_str()}")
 
@@ -157,19 +159,32 @@ def _leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def with_inherited(config: DictConfig, name: str, group: str, inherited: list[str]) -> DictConfig:
-    """`config` composed again with `inherited` overrides of `group` (data, say), unless the user
-    typed any of it."""
-    typed = list(HydraConfig.get().overrides.task)
-    if any(word.lstrip("+~").split("=")[0].split(".")[0] == group for word in typed):
-        return config
-    taken = [word for word in inherited if word.lstrip("+~").split("=")[0].split(".")[0] == group]
-    return hydra.compose(name, [*taken, *typed]) if taken else config
+def compose(name: str, words: list[str]) -> DictConfig:
+    """The config again, inside an entry point, under other overrides than were typed."""
+    return hydra.compose(name, words)
+
+
+def merged(stored: list[str], group: str | None = None) -> list[str]:
+    """The overrides of an earlier run, then those typed now, which win.
+
+    With `group`, only the stored ones of that group (data, say), and none if it was typed at all.
+    """
+    typed = typed_overrides()
+    if group is not None:
+        stored = [word for word in stored if _key(word).split(".")[0] == group]
+        if any(_key(word).split(".")[0] == group for word in typed):
+            stored = []
+    keys = {_key(word) for word in typed}
+    return [*(word for word in stored if _key(word) not in keys), *typed]
 
 
 def typed_overrides() -> list[str]:
     """The overrides of this start, as typed."""
     return list(HydraConfig.get().overrides.task)
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").split("=")[0]
 
 
 def choice(group: str) -> str:

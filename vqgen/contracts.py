@@ -118,6 +118,13 @@ class Known:
     latents: Tensor
     keep: Tensor
 
+    def __post_init__(self) -> None:
+        if self.keep.dtype != torch.bool or self.keep.shape != self.latents.shape:
+            raise ValueError(
+                f"wanted keep as a bool tensor of the latents' shape {list(self.latents.shape)}, "
+                f"got {self.keep.dtype} {list(self.keep.shape)}"
+            )
+
 
 @dataclass(frozen=True)
 class Losses:

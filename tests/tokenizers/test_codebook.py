@@ -145,7 +145,7 @@ def test_a_bad_batch_does_not_destroy_an_ema_codebook() -> None:
 
 
 def test_unknown_choices_are_refused() -> None:
-    with pytest.raises(ValueError, match="update must be one of learned, ema, got EMA"):
+    with pytest.raises(ValueError, match="update to be learned or ema, got EMA"):
         Codebook(size=4, dim=3, update="EMA")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="start must be one of data, random, got kmeans"):
+    with pytest.raises(ValueError, match="start to be data or random, got kmeans"):
         Codebook(size=4, dim=3, start="kmeans")  # pyright: ignore[reportArgumentType]

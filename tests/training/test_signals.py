@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ WORDS = [
 ]
 
 
-def start(root: Path, *more: str) -> subprocess.Popen:
+def start(root: Path, *more: str, words: Sequence[str] = WORDS) -> subprocess.Popen:
     """`python train_stage1.py ...` as a process of its own, one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(CHECKOUT / "train_stage1.py"), f"run.root={root}", *WORDS, *more]
+    command = [sys.executable, str(CHECKOUT / "train_stage1.py"), f"run.root={root}", *words, *more]
     return subprocess.Popen(
         command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -67,7 +68,8 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, how: signal.Si
         assert code == -how
     else:
         assert code == 128 + how and b"train.resume=" in process.stdout.read()
-    assert start(cut, "train.resume=auto").wait() == 0
+    name = ["run.name=killed", "train.resume=auto"]  # the rest of what was typed is remembered
+    assert start(cut, words=name).wait() == 0
     assert len(list((cut / "stage1").iterdir())) == 1, "the same run goes on"
     expected, got = trained(whole), trained(cut)
     assert expected.keys() == got.keys()
@@ -85,6 +87,10 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> 
     assert process.returncode == 0, printed.decode()
     assert b"last.ckpt is damaged" in printed and b"trying the one before it" in printed
     assert trained(tmp_path)
+    assert last.with_suffix(".damaged").is_file(), "set aside, not kept as the good one before"
+    process = start(tmp_path, "train.resume=auto")
+    printed, _ = process.communicate()
+    assert process.returncode == 0 and b"has used up this budget" in printed
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def micro_batch_size(global_batch: int, accumulate: int, world: int) -> int:
         raise ValueError(f"wanted an accumulation of at least 1, got {accumulate}; type 1")
     parts = accumulate * world
     if global_batch < 1 or global_batch % parts:
-        nearest = max(1, round(global_batch / parts)) * parts
+        nearest = max(1, -(-global_batch // parts)) * parts
         raise ValueError(
             "wanted train.global_batch to be a positive multiple of accumulation x ranks = "
             f"{accumulate} x {world}, got {global_batch}; type train.global_batch={nearest}"

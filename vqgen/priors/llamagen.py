@@ -195,6 +195,11 @@ class LlamaGen(Prior):
                 f"wanted known tokens of shape {[condition.batch, self.spec.length]}, got "
                 f"{list(known.latents.shape)}; encode the images with this prior's tokenizer"
             )
+        if known is not None and bool((known.latents[known.keep] >= self.spec.vocab_size).any()):
+            raise ValueError(
+                f"wanted known tokens under {self.spec.vocab_size}, got "
+                f"{int(known.latents[known.keep].max())}; encode with this prior's tokenizer"
+            )
         draws = Draws(seeds)
 
         def choose(logits: Tensor, step: int) -> Tensor:

@@ -25,11 +25,11 @@ class LogitKnobs:
                 f"wanted a temperature of at least 0, got {temperature}; "
                 "type temperature=1.0, or temperature=0 for the likeliest token"
             )
-        if top_k is not None and (top_k != int(top_k) or top_k < 1):
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(
                 f"wanted top_k of at least 1, got {top_k}; type top_k=null to switch it off"
             )
-        if top_p is not None and not 0 <= top_p <= 1:
+        if top_p is not None and not (isinstance(top_p, int | float) and 0 <= top_p <= 1):
             raise ValueError(
                 f"wanted top_p from 0 to 1, got {top_p}; type top_p=null to switch it off"
             )

@@ -166,4 +166,8 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"the codebook's {name} must be one of {', '.join(choices)}, got {value}")
+        setting = f"tokenizer.bottleneck.codebook.{name}"
+        listed = " or ".join(choices)
+        raise ValueError(
+            f"wanted {setting} to be {listed}, got {value}; type {setting}={choices[0]}"
+        )

@@ -29,6 +29,7 @@ class SaveRun(Callback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._saved_step = pl_module.counters.step if (self.folder / "last.ckpt").exists() else -1
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._leave)
 

@@ -21,7 +21,7 @@ from vqgen.training.optimizer import Schedule
 # settings that a resumed run may change without becoming another experiment
 FREE = (
     *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
-    *("logger.", "trainer.", "run."),
+    *("logger.", "trainer.", "run.", "preview."),
 )
 
 
@@ -35,38 +35,51 @@ class Run:
     counters: Counters = field(default_factory=Counters)
 
 
-def open_run(settings: dict[str, Any], typed: Sequence[str], *, stage: str, name: str) -> Run:
-    """Make a new run folder, or find the one to resume, as train.resume says; store config and
-    overrides.
+def find_resumed(settings: dict[str, Any], *, stage: str, name: str) -> Path | None:
+    """The run folder that train.resume names, or None for a new run.
+
+    name  used unless run.name is given
+    Raises ValueError if there is no such run."""
+    resume = settings["train"]["resume"]
+    if resume is None:
+        return None
+    root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
+    if resume == "auto":
+        for run in runs.newest_first(root, stage, name):
+            if (run / "checkpoints").is_dir():
+                print(f"resuming {run}")
+                return run
+        print(f"no run named {name} under {root / stage}: starting a new one")
+        return None
+    if not (Path(resume) / "config.yaml").is_file():
+        raise ValueError(
+            f"wanted train.resume=auto or a run folder, got {resume}, which holds no config.yaml; "
+            f"look for one with: ls {root / stage}"
+        )
+    return Path(resume)
+
+
+def stored_overrides(run: Path) -> list[str]:
+    """What was typed when the run was started."""
+    path = run / "overrides.txt"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def open_run(
+    settings: dict[str, Any], typed: Sequence[str], resumed: Path | None, *, stage: str, name: str
+) -> Run:
+    """Make a new run folder and store config and overrides in it, or go on in `resumed`.
 
     settings  the resolved config; typed: the overrides as typed; name: used unless run.name is
               given
-    Raises ValueError if the run to resume is missing, has no readable checkpoint, or was another
-    experiment."""
-    root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
-    resume = settings["train"]["resume"]
-    if resume == "auto":
-        found = (
-            run for run in runs.newest_first(root, stage, name) if (run / "checkpoints").is_dir()
-        )
-        resume = next(found, None)
-        print(
-            f"resuming {resume}"
-            if resume
-            else f"no run named {name} under {root / stage}: starting a new one"
-        )
-    if resume is None:
-        folder = runs.new(root, stage, name)
-        checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        checkpoint.write_text(folder / "overrides.txt", "".join(f"{word}\n" for word in typed))
-        return Run(folder)
-    folder = Path(resume)
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(
-            f"wanted train.resume=auto or a run folder, got {folder}, which holds no config.yaml"
-        )
-    _check_same_experiment(folder, settings)
-    return Run(folder, *read_counters(folder))
+    Raises ValueError if the run to resume has no readable checkpoint or was another experiment."""
+    if resumed is not None:
+        _check_same_experiment(resumed, settings)
+        return Run(resumed, *read_counters(resumed))
+    folder = runs.new(Path(settings["run"]["root"]), stage, settings["run"]["name"] or name)
+    checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    checkpoint.write_text(folder / "overrides.txt", "".join(f"{word}\n" for word in typed))
+    return Run(folder)
 
 
 def recipe(train: dict[str, Any]) -> Recipe:
@@ -100,6 +113,7 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # the EMA
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # data in memory
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # inside Lightning
     options = settings["train"]
     saver = SaveRun(run.folder, options["save_every"])
     lightning = Trainer(
@@ -118,6 +132,11 @@ def train(
         enable_model_summary=False,
     )
     module.counters = run.counters
+    if module.progress >= 1:
+        print(
+            f"{run.folder} is at step {run.counters.step} and has used up this budget; to train on "
+            "type a larger train.max_steps or train.max_minutes"
+        )
     try:
         lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
         if saver.signal is None and module.counters.step != module.validated_step:
@@ -155,6 +174,7 @@ def read_counters(run: Path) -> tuple[Path, Counters]:
         except Exception as error:  # whatever torch raises for a cut-off or foreign file
             problems.append(f"{path} is damaged ({type(error).__name__})")
             print(f"{problems[-1]}; trying the one before it")
+            path.rename(path.with_suffix(".damaged"))  # else the next save would keep it as good
     listed = "; ".join(problems) or f"{run / 'checkpoints'} holds no checkpoint"
     raise ValueError(f"cannot resume: {listed}. Leave out train.resume to start anew")
 

@@ -32,7 +32,10 @@ class Budget:
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.max_steps, self.max_minutes) if limit is not None]
         if not limits or min(limits) <= 0:
-            raise ValueError(f"wanted train.max_steps or train.max_minutes above 0, got {self}")
+            raise ValueError(
+                "wanted train.max_steps or train.max_minutes above 0, got "
+                f"{self.max_steps} and {self.max_minutes}; type train.max_steps=1000, say"
+            )
 
     def progress(self, step: int, seconds: float) -> float:
         """The fraction of the run that is done, in [0, 1]."""

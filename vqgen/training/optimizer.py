@@ -21,7 +21,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.lr_end < 0 or self.warmup_steps < 0:
             raise ValueError(
-                f"wanted train.lr > 0, train.lr_end >= 0 and train.warmup_steps >= 0, got {self}"
+                "wanted train.lr > 0, train.lr_end >= 0 and train.warmup_steps >= 0, got "
+                f"{self.lr}, {self.lr_end} and {self.warmup_steps}; type train.lr=1e-4, say"
             )
 
     def at(self, step: int, progress: float) -> float:

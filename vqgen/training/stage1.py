@@ -136,7 +136,7 @@ class Stage1(TrainingModule[Tokenizer]):
             if numbers["codebook/usage"] < self.usage_alarm:
                 print(
                     f"ALARM step {self.counters.step}: only {numbers['codebook/usage']:.1%} of the "
-                    "codes are used; try a smaller tokenizer.bottleneck.code_dim"
+                    "codes are used; try a smaller tokenizer.bottleneck.codebook.dim"
                 )
         self.record(numbers)
         self.facts["validation"] = {**numbers, "step": self.counters.step}
