@@ -42,5 +42,7 @@ def test_newest_export_skips_unfinished_and_refused_runs(tmp_path: Path) -> None
 
 
 def test_no_run_at_all_says_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)no stage1 run under .*Type: python train"):
+    with pytest.raises(
+        ValueError, match=r"(?s)no stage1 run fits:.*there is none under .*Type: python train"
+    ):
         runs.newest_export(tmp_path, "stage1", lambda _: None, "python train_stage1.py")

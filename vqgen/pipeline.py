@@ -59,12 +59,14 @@ class Pipeline:
         return self
 
     def class_indices(self, classes: Sequence[int | str]) -> list[int]:
-        """Class names or indices -> indices. Raises ValueError that lists what there is."""
+        """Class names (str, case aside) or indices (int, or digits that name no class) -> indices.
+        Raises ValueError that lists what there is."""
         names = [name.lower() for name in self.class_names]
         count = self.prior.num_classes
         found = []
         for given in classes:
-            index = names.index(str(given).lower()) if str(given).lower() in names else given
+            named = isinstance(given, str) and given.lower() in names  # a number is an index
+            index = names.index(str(given).lower()) if named else given
             if not str(index).isdigit() or int(index) >= count:
                 listed = (
                     ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
@@ -139,6 +141,8 @@ class Pipeline:
     def reconstruct(self, images: Tensor) -> Tensor:
         """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> uint8 images through the
         tokenizer."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
         if images.dtype == torch.uint8:
             images = images.float() / 127.5 - 1
         return self.decode(self.tokenizer.encode(images.to(self.device)))
@@ -175,7 +179,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Pipeline:
         saved = checkpoint.read_model(path / "prior", "prior")
         if saved.facts["tokenizer_fingerprint"] != mark:
             raise ValueError(
-                f"{path}: the prior was trained on another tokenizer than the one beside it"
+                f"{path}: the prior was trained on another tokenizer than the one beside it; take "
+                "the folder as training wrote it, or train again: python train_stage2.py"
             )
         count = saved.facts["num_classes"]
         prior = build.prior(saved.architecture, tokenizer.spec, num_classes=count)

@@ -55,13 +55,12 @@ def newest_export(
     reasons = []
     for run in newest_first(root, stage):
         export = run / EXPORT[stage]
-        if not (export / "model.safetensors").is_file() and not (export / "prior").is_dir():
-            continue
-        reason = refusal(export)
+        finished = (export / "model.safetensors").is_file() or (export / "prior").is_dir()
+        reason = refusal(export) if finished else "it has no finished export"
         if reason is None:
+            for passed_over in reasons:
+                print(f"passing over a newer run: {passed_over}")
             return export
-        reasons.append(f"  {run}: {reason}")
-    found = (
-        "\n".join(reasons[:5]) if reasons else f"  there is no finished {stage} run under {root}"
-    )
+        reasons.append(f"{run}: {reason}")
+    found = "\n".join(f"  {reason}" for reason in reasons[:5]) or f"  there is none under {root}"
     raise ValueError(f"no {stage} run fits:\n{found}\nType: {command}")

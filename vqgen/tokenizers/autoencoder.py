@@ -63,6 +63,11 @@ class Autoencoder(Tokenizer):
 
     def _hidden(self, images: Tensor) -> Tensor:
         """images -> what the bottleneck reads, [batch, in_channels, h, w]."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                "wanted float images [batch, 3, H, W] in [-1, 1], got "
+                f"{images.dtype} {list(images.shape)}; for uint8: images.float() / 127.5 - 1"
+            )
         size = (images.shape[-2], images.shape[-1])
         if size != self.image_size:
             raise ValueError(
