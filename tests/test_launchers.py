@@ -65,7 +65,8 @@ def test_every_shared_option_composes(stage: str, group: str) -> None:
 def test_every_experiment_composes(stage: str) -> None:
     for option in options(stage, "experiment"):
         config = compose(stage, f"experiment={option}")
-        launch.recipe(build.plain(config.train))
+        recipe = launch.recipe(build.plain(config.train))
+        assert recipe.budget.progress(0, 0.0) == 0 and recipe.schedule.lr > 0, option
 
 
 def test_the_emoji_recipe_is_chosen_by_data_and_tokenizer() -> None:
