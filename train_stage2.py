@@ -33,7 +33,7 @@ def main(config: DictConfig) -> int:
             f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
             f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
         )
-    prior = build.prior(settings["prior"], tokenizer.spec, num_classes=data.num_classes)
+    prior = build.prior(settings["prior"], tokenizer, num_classes=data.num_classes)
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
     words = [

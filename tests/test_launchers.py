@@ -12,8 +12,9 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from tests import tiny
 from vqgen import build, cli
-from vqgen.contracts import Prior, Tokenizer, TokenSpec
+from vqgen.contracts import Prior, Tokenizer
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.training import launch
 
@@ -45,9 +46,9 @@ def test_every_tokenizer_is_made(tokenizer: str, data: str) -> None:
 @pytest.mark.parametrize("prior", options("stage2", "prior"))
 def test_every_prior_is_made(prior: str, data: str) -> None:
     config = build.plain(compose("stage2", f"prior={prior}", f"data={data}"))
-    spec = TokenSpec(vocab_size=1024, scales=((4, 6),))
+    tokenizer = tiny.tokenizer_for(config["prior"])
     with torch.device("meta"):
-        made = build.prior(config["prior"], spec, num_classes=3)
+        made = build.prior(config["prior"], tokenizer, num_classes=3)
     assert isinstance(made, Prior)
     assert launch.recipe(config["train"]).budget.progress(0, 0.0) == 0
 

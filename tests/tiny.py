@@ -1,6 +1,7 @@
 """Real models and data, only small: what the tests of training, pipeline and contracts are run
 on."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqgen import build
+from vqgen.contracts import Tokenizer
 from vqgen.data.images import ImageData
 from vqgen.data.store import ImageSet, Kept
 from vqgen.losses.gan import PatchGAN
@@ -37,9 +40,30 @@ def tokenizer(update: str = "learned", image_size: tuple[int, int] = SIZE) -> Au
     )
 
 
+def tokenizer_for(prior: dict[str, Any]) -> Tokenizer:
+    """The first tokenizer of TOKENIZERS whose latents the prior of this config node can read."""
+    made = (make() for make in TOKENIZERS.values())
+    return next(found for found in made if _fits(prior, found))
+
+
+def _fits(prior: dict[str, Any], tokenizer: Tokenizer) -> bool:
+    try:
+        build.check_pair(prior, tokenizer.spec)
+    except ValueError:
+        return False
+    return True
+
+
 def loss(gan: bool = True) -> Stage1Loss:
     """L1 and, from 40 % of the run on, a small patch GAN."""
     return Stage1Loss(gan=PatchGAN(width=8, layers=1, warmup=0.1) if gan else None)
+
+
+# One row per kind of latents: what the contract tests and the launcher tests go through.
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "vq-learned": lambda: tokenizer("learned"),
+    "vq-ema": lambda: tokenizer("ema"),
+}
 
 
 def prior_for(spec: Any, num_classes: int = 3) -> LlamaGen:

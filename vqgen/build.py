@@ -41,11 +41,14 @@ def model(architecture: dict[str, Any], **more: Any) -> Any:
     return make(architecture, **more)
 
 
-def prior(node: Any, spec: Any, *, num_classes: int) -> Any:
-    """Make a prior for these latents; a pair that does not fit is refused before anything is
-    built."""
-    check_pair(node, spec)
-    return make(node, spec=spec, num_classes=num_classes)
+def prior(node: Any, tokenizer: Any, *, num_classes: int) -> Any:
+    """Make a prior for the latents of a tokenizer; a pair that does not fit is refused before
+    anything is built. A prior with an argument `pyramid` gets the tokenizer's."""
+    node = plain(node)
+    check_pair(node, tokenizer.spec)
+    arguments = inspect.signature(hydra.utils.get_class(node["_target_"])).parameters
+    more = {"pyramid": tokenizer.pyramid} if "pyramid" in arguments else {}
+    return make(node, spec=tokenizer.spec, num_classes=num_classes, **more)
 
 
 def check_pair(node: Any, spec: Any) -> None:

@@ -19,14 +19,15 @@ Conventions, stated here once and used everywhere:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 Size = tuple[int, int]  # (height, width), always in this order
 Guidance = Callable[[float], float]  # progress of the sampling loop in [0, 1] -> guidance scale s
-# (steps done, steps in all, latents so far; -1 marks a token not yet decided)
+# (steps done, steps in all, latents so far): -1 marks a token not yet decided, continuous latents
+# are the present estimate of the clean ones; a tokenizer decodes either, which makes a film
 OnStep = Callable[[int, int, Tensor], None]
 
 
@@ -143,6 +144,30 @@ class Reconstruction:
     losses: dict[str, Tensor]
 
 
+class Pyramid(nn.Module, ABC):
+    """How the scales of a multi-scale residual tokenizer add up: frozen, for priors that predict
+    scale by scale.
+
+    The canvas [batch, channels, h, w] has the size of the last scale. Beginning blank, each scale's
+    tokens are enlarged and added; the sum after the last is what the decoder reads."""
+
+    channels: int
+
+    @abstractmethod
+    def blank(self, batch: int) -> Tensor:
+        """-> the canvas before the first scale: zeros [batch, channels, h, w]."""
+
+    @abstractmethod
+    def advance(self, canvas: Tensor, tokens: Tensor, scale: int) -> Tensor:
+        """The canvas with one more scale: tokens Long [batch, h_k w_k] of scale number `scale`
+        (from 0); -1 adds nothing."""
+
+    @abstractmethod
+    def next_input(self, canvas: Tensor, scale: int) -> Tensor:
+        """What a prior reads before it predicts scale number `scale` >= 1: the canvas so far,
+        reduced by area to that scale, [batch, h_k w_k, channels]."""
+
+
 class Bottleneck(nn.Module, ABC):
     """What varies between tokenizers: the map between the encoder's output and the latents.
 
@@ -152,6 +177,7 @@ class Bottleneck(nn.Module, ABC):
 
     in_channels: int  # of `hidden`, the encoder's output
     out_channels: int  # of what `forward` and `embed` give to the decoder
+    pyramid: Pyramid | None = None  # of a multi-scale bottleneck
 
     @abstractmethod
     def spec(self, size: Size) -> LatentSpec:
@@ -176,7 +202,9 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, latents: Tensor, size: Size) -> Tensor:
-        """latents, as `spec(size)` says -> [batch, out_channels, h, w]."""
+        """latents, as `spec(size)` says -> [batch, out_channels, h, w].
+
+        A token of -1 is not yet decided and adds no information (films of a sampling loop)."""
 
 
 class Tokenizer(nn.Module, ABC):
@@ -184,6 +212,7 @@ class Tokenizer(nn.Module, ABC):
 
     spec: LatentSpec
     image_size: Size
+    pyramid: Pyramid | None = None  # of a multi-scale tokenizer
 
     @property
     @abstractmethod
@@ -204,7 +233,8 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """latents, as self.spec says -> images [batch, 3, H, W], not clamped."""
+        """latents, as self.spec says, -1 = not yet decided -> images [batch, 3, H, W], not
+        clamped."""
 
 
 class Prior(nn.Module, ABC):
@@ -242,6 +272,13 @@ class Prior(nn.Module, ABC):
         seeds[i] alone."""
 
     @abstractmethod
+    def bits_by_part(self, latents: Tensor, condition: Condition) -> dict[str, Tensor]:
+        """The code length of each image's latents in bits, [batch] per part (scales, terms of a
+        bound); the parts add up to `bits`. In float32, in eval mode, without global randomness:
+        the same call gives the same numbers."""
+
+    @final
     def bits(self, latents: Tensor, condition: Condition) -> Tensor:
         """-> [batch], the code length of each image's latents in bits; `likelihood` says what the
         number is."""
+        return torch.stack(list(self.bits_by_part(latents, condition).values())).sum(dim=0)

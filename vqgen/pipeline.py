@@ -183,7 +183,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Pipeline:
                 "the folder as training wrote it, or train again: python train_stage2.py"
             )
         count = saved.facts["num_classes"]
-        prior = build.prior(saved.architecture, tokenizer.spec, num_classes=count)
+        prior = build.prior(saved.architecture, tokenizer, num_classes=count)
         checkpoint.load_strict(prior, saved.tensors, str(path / "prior"))
         return Pipeline(tokenizer, prior, facts={**facts, **saved.facts}).to(device)
     for folder in (path, path / "tokenizer"):

@@ -165,10 +165,10 @@ class LlamaGen(Prior):
         total = self._nats(latents, condition.drop(self.label_dropout)).mean()
         return Losses(total, {"cross_entropy": total.detach()})
 
-    def bits(self, latents: Tensor, condition: Condition) -> Tensor:
-        """-log2 p of each image, Float [batch], in float32; put the module in eval() first."""
+    def bits_by_part(self, latents: Tensor, condition: Condition) -> dict[str, Tensor]:
+        """-log2 p of each image's tokens, in one part; put the module in eval() first."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self._nats(latents, condition).sum(dim=1) / math.log(2)
+            return {"tokens": self._nats(latents, condition).sum(dim=1) / math.log(2)}
 
     # ---- sampling
 

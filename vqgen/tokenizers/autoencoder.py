@@ -43,6 +43,7 @@ class Autoencoder(Tokenizer):
         self.image_size = (height, width)
         self.latent_size = self._latent_size()
         self.spec = bottleneck.spec(self.latent_size)
+        self.pyramid = bottleneck.pyramid
 
     @property
     def last_layer(self) -> nn.Parameter:

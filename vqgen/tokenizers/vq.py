@@ -76,7 +76,11 @@ class VectorQuantizer(Bottleneck):
                 f"a {height} x {width} map has {height * width} tokens, got {latents.shape[-1]} "
                 "per image; use tokens of this very tokenizer and image size"
             )
-        return _to_map(F.embedding(latents.flatten(), self.codebook.rows()), size)
+        rows = self.codebook.rows()
+        undecided = len(rows)  # the mean code stands for a token that is not there yet
+        rows = torch.cat((rows, rows.mean(dim=0, keepdim=True)))
+        indices = latents.flatten()
+        return _to_map(F.embedding(indices.where(indices >= 0, undecided), rows), size)
 
     def _vectors(self, hidden: Tensor) -> Tensor:
         """hidden [batch, dim, h, w] -> float32 [batch h w, dim], in token order."""

@@ -41,7 +41,7 @@ class Stage2(TrainingModule[Prior]):
         super().__init__(prior, recipe)
         self.image_size, self.preview, self.tokenizer_folder = image_size, preview, tokenizer
         self.architecture, self.facts = architecture, facts
-        self._bits = torch.zeros(2, dtype=torch.float64)
+        self._bits: dict[str, Tensor] = {}  # by part of the code length: (sum, images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -68,16 +68,21 @@ class Stage2(TrainingModule[Prior]):
     # ---- validation: code length of the validation set under the averaged copy
 
     def on_validation_epoch_start(self) -> None:
-        self._bits = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._bits = {}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         with torch.autocast(self.device.type, enabled=False):
-            bits = self.average.model.bits(batch["latents"], condition_of(batch))
-        self._bits += torch.stack([bits.double().sum(), bits.new_tensor(len(bits)).double()])
+            parts = self.average.model.bits_by_part(batch["latents"], condition_of(batch))
+        for name, bits in parts.items():
+            sums = torch.stack([bits.double().sum(), bits.new_tensor(len(bits)).double()])
+            self._bits[name] = self._bits.get(name, 0) + sums
 
     def on_validation_epoch_end(self) -> None:
-        total, count = self.trainer.strategy.reduce(self._bits, reduce_op="sum")
-        bits, spec, kind = total / count, self.model.spec, self.model.likelihood
+        parts = {}
+        for name, sums in self._bits.items():
+            total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            parts[name] = total / count
+        bits, spec, kind = sum(parts.values()), self.model.spec, self.model.likelihood
         numbers = {"val/bits_per_dimension": float(bits_per_dimension(bits, self.image_size))}
         if isinstance(spec, TokenSpec):
             uniform = uniform_bits(spec)
@@ -88,6 +93,8 @@ class Stage2(TrainingModule[Prior]):
                     bits_per_dimension(uniform, self.image_size)
                 ),
             }
+        if len(parts) > 1:
+            numbers |= {f"val/bits/{name}": float(value) for name, value in parts.items()}
         self.record(numbers)
         self.facts["validation"] = {**numbers, "likelihood": kind, "step": self.counters.step}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
