@@ -1,51 +1,55 @@
-"""Sample images from a trained pipeline into a PNG sheet and an ADM-style npz. `python sample.py
-[classes=[flags]] ...`"""
+"""Sample images from a trained pipeline into a PNG sheet and an ADM-style npz; film them; edit one.
+`python sample.py [classes=[flags]] [film=true] [edit=inpaint image=PATH box=[0,0,1,0.5]] ...`"""
 
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from einops import rearrange
 from omegaconf import DictConfig
-from PIL import Image
 
-from vqgen import build, checkpoint, cli, pictures, pipeline, runs
+from vqgen import build, cli, editing, pictures, pipeline, runs
+from vqgen.progress import Progress
 
 
 @cli.entry(".", "sample")
 def main(config: DictConfig) -> None:
-    """Load, sample, write `out` and the .npz beside it."""
+    """Load, sample, write `out` and what goes beside it."""
     settings = build.plain(config)
+    out = Path(settings["out"])
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"wanted out=NAME.png, got out={out}")
     path = find_pipeline(settings)
     loaded = pipeline.load(path, device=build.device(settings["device"]))
     labels = labels_of(loaded, settings)
     total = len(labels) if labels is not None else settings["n"]
-    seeds = [settings["seed"] + i for i in range(total)]
-    out = Path(settings["out"])
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"wanted out=NAME.png, got out={out}")
-    knobs = {name: settings[name] for name in ("temperature", "top_k", "top_p")}
-    images = loaded.sample(
-        labels,
-        n=total,
-        seeds=seeds,
-        guidance=settings["guidance"],
-        batch=settings["batch"],
-        on_step=Progress(total, settings["batch"]),
-        **knobs,
-    )
+    guidance = settings["guidance"]
+    options = {
+        "seeds": [settings["seed"] + i for i in range(total)],
+        "guidance": loaded.facts.get("guidance", "2.0") if guidance is None else guidance,
+        "batch": settings["batch"],
+        **knobs_of(settings),
+    }
+    options["on_step"] = Progress(total, settings["batch"])
+    edited = None
+    if settings["edit"] is not None:
+        edited = editing.asked(settings, loaded.tokenizer.image_size)
+        options["known"] = loaded.known(*(part.expand(total, *part.shape) for part in edited))
     columns = min(8, settings["n"])
+    if settings["film"]:
+        film = loaded.film(labels, frames=settings["frames"], **options)
+        frames = [pictures.sheet(part, labels, loaded.class_names, columns) for part in film]
+        pictures.save_gif(frames, out.with_name(f"{out.stem}_film.gif"))
+        pictures.save_png(pictures.strip(film), out.with_name(f"{out.stem}_film.png"))
+        images = film[-1].cpu()
+    else:
+        images = loaded.sample(labels, **options).cpu()
+    if edited is not None:
+        image, paint = edited
+        images = images.where(paint, image) if settings["paste"] else images
     picture = pictures.sheet(images, labels, loaded.class_names, columns)
-    with checkpoint.atomic(out) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
-    arrays: dict[str, Any] = {"arr_0": rearrange(images, "n c h w -> n h w c").cpu().numpy()}
-    if labels is not None:
-        arrays["arr_1"] = np.array(labels)
-    with checkpoint.atomic(out.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    if edited is not None:
+        picture = pictures.under(pictures.asked(*edited), picture)
+    pictures.save_png(picture, out)
+    pictures.save_arrays(images, labels, out.with_suffix(".npz"))
     print(f"{total} images from {path}: {out} and {out.with_suffix('.npz')}")
 
 
@@ -61,7 +65,7 @@ def find_pipeline(settings: dict) -> Path:
 def labels_of(loaded: pipeline.Pipeline, settings: dict) -> list[int] | None:
     """One class index per image; None for an unconditional model."""
     classes, count = settings["classes"], loaded.prior.num_classes
-    for name in ("n", "batch"):
+    for name in ("n", "batch", "frames"):
         if settings[name] < 1:
             raise ValueError(f"wanted {name} of at least 1, got {settings[name]}; type {name}=8")
     if classes == []:
@@ -73,27 +77,10 @@ def labels_of(loaded: pipeline.Pipeline, settings: dict) -> list[int] | None:
     return [index for index in chosen for _ in range(settings["n"])] if chosen else None
 
 
-class Progress:
-    """A progress bar with the time left, over all batches; nothing is drawn where stderr is no
-    terminal."""
-
-    def __init__(self, total: int, batch: int) -> None:
-        self.batches, self.batch = -(-total // batch), 0
-        self.started = time.monotonic()
-
-    def __call__(self, done: int, steps: int, latents: torch.Tensor) -> None:
-        share = (self.batch + done / steps) / self.batches
-        left = (time.monotonic() - self.started) / share * (1 - share)
-        bar = "#" * int(30 * share)
-        if sys.stderr.isatty():
-            end = "\n" if share >= 1 else ""
-            print(
-                f"\r[{bar:<30}] {share:4.0%}  {left:5.1f} s left",
-                end=end,
-                file=sys.stderr,
-                flush=True,
-            )
-        self.batch += done == steps
+def knobs_of(settings: dict) -> dict[str, Any]:
+    """The knobs of the prior that were typed: settings whose word in sample.yaml is `default`."""
+    names = [name for name, value in cli.compose("sample", []).items() if value == "default"]
+    return {str(name): settings[name] for name in names if settings[name] != "default"}
 
 
 if __name__ == "__main__":

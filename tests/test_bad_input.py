@@ -338,6 +338,55 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "out=NAME.png",
     ),
     (
+        "edits without a picture",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["edit=inpaint", "box=[0,0,1,0.5]"],
+        "needs image=PATH and one of mask=PATH and box=",
+    ),
+    (
+        "edits a picture that is not there",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["edit=inpaint", "image=no.png", "box=[0,0,1,0.5]"],
+        "image=no.png does not exist",
+    ),
+    (
+        "edits a text file",
+        lambda p: (stage2_run(p / "runs"), (p / "a.png").write_text("x")),
+        "sample",
+        ["edit=inpaint", "image=a.png", "box=[0,0,1,0.5]"],
+        "image=a.png is not an image",
+    ),
+    (
+        "edits everything outside of everything",
+        lambda p: (stage2_run(p / "runs"), Image.new("RGB", (9, 9)).save(p / "a.png")),
+        "sample",
+        ["edit=outpaint", "image=a.png", "box=[0,0,1,1]"],
+        "leaves nothing to paint",
+    ),
+    (
+        "misspelt the way to edit",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["edit=inpant", "image=a.png", "box=[0,0,1,1]"],
+        "edit=inpaint or edit=outpaint, got edit=inpant",
+    ),
+    (
+        "films with no frame",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["film=true", "frames=0"],
+        "wanted frames of at least 1",
+    ),
+    (
+        "gave a temperature in words",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["temperature=hot"],
+        "temperature wants a number",
+    ),
+    (
         "wants a device that is not there",
         lambda p: stage2_run(p / "runs"),
         "sample",
@@ -401,3 +450,8 @@ def test_sampling_works_from_the_same_fixture(tmp_path: Path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert typed("sample", ["n=2", "classes=[a,2]"], monkeypatch) == 0
     assert (tmp_path / "samples.png").is_file() and (tmp_path / "samples.npz").is_file()
+    words = ["n=3", "classes=[b]", "film=true", "frames=4", "edit=outpaint", "image=samples.png"]
+    assert typed("sample", [*words, "box=[0,0,0.5,0.5]", "out=e.png"], monkeypatch) == 0
+    with Image.open(tmp_path / "e_film.gif") as film:
+        assert getattr(film, "n_frames") == 4  # noqa: B009 (Pillow's stubs leave it out)
+    assert (tmp_path / "e.png").is_file() and (tmp_path / "e_film.png").is_file()

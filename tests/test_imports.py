@@ -11,7 +11,9 @@ ROOMS = ("nn", "sampling", "losses", "metrics", "tokenizers", "priors", "data", 
 ALLOWED = {
     "contracts": set(),
     "checkpoint": set(),
-    "pictures": set(),
+    "pictures": {"checkpoint"},
+    "progress": set(),
+    "editing": {"contracts", "data"},
     "runs": set(),
     "nn": set(),
     "sampling": set(),
@@ -23,7 +25,7 @@ ALLOWED = {
     "training": {"contracts", "losses", "metrics", "checkpoint", "pictures", "runs"},
     "build": {"contracts"},
     "cli": {"build"},
-    "pipeline": {"contracts", "build", "checkpoint", "pictures", "sampling"},
+    "pipeline": {"contracts", "build", "checkpoint", "editing", "pictures", "sampling"},
     "__init__": {"contracts", "pipeline"},
 }
 # library -> the only rooms and files that may import it

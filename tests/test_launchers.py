@@ -53,6 +53,15 @@ def test_every_prior_is_made(prior: str, data: str) -> None:
     assert launch.recipe(config["train"]).budget.progress(0, 0.0) == 0
 
 
+@pytest.mark.parametrize("prior", options("stage2", "prior"))
+def test_every_knob_of_a_prior_can_be_typed(prior: str) -> None:
+    config = build.plain(compose("stage2", f"prior={prior}"))
+    knobs = hydra.utils.get_class(config["prior"]["_target_"]).Knobs.__dataclass_fields__
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        settings = hydra.compose("sample")
+    assert {settings[name] for name in knobs} == {"default"}
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 @pytest.mark.parametrize("group", ["trainer", "logger", "debug"])
 def test_every_shared_option_composes(stage: str, group: str) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 import vqgen
 from tests import tiny
 from tests.test_bad_input import stage1_run, stage2_run
+from vqgen import pictures
 from vqgen.pipeline import Pipeline
 
 
@@ -78,6 +79,34 @@ def test_steps_are_reported(pipeline: Pipeline) -> None:
     assert [int((z == -1).sum()) for _, _, z in seen] == [10, 8, 6, 4, 2, 0]
 
 
+def test_a_film_ends_with_the_sample_and_shows_what_is_missing(pipeline: Pipeline) -> None:
+    options = {"seeds": [3, 4, 5], "guidance": 2.0}
+    film = pipeline.film([0, 1, 2], frames=3, batch=2, **options)
+    assert film.shape == (3, 3, 3, *tiny.SIZE)
+    assert torch.equal(film[-1], pipeline.sample([0, 1, 2], **options))
+    # two of six tokens are there in the first frame: squares 0 and 1 of a 2 x 3 grid
+    assert bool((film[0][:, :, 8:] == pictures.UNDECIDED).all())
+    assert not bool((film[0][:, :, :8, :16] == pictures.UNDECIDED).all())
+    assert pipeline.film(n=1, frames=100).shape[0] == 6, "no more frames than steps"
+
+
+def test_an_edit_changes_what_is_painted_only(pipeline: Pipeline) -> None:
+    images = tiny.images(2)
+    paint = torch.zeros(2, *tiny.SIZE, dtype=torch.bool)
+    paint[:, :8, :8] = True
+    edited = pipeline.edit(images, paint, [0, 1], seeds=[5, 6])
+    outside = ~paint[:, None].expand_as(images)
+    assert torch.equal(edited[outside], images[outside])
+    assert not torch.equal(edited, images)
+    rendered = pipeline.edit(images, paint, [0, 1], seeds=[5, 6], paste=False)
+    tokens = pipeline.tokenizer.encode(images.float() / 127.5 - 1)
+    drawn = pipeline.sample_latents([0, 1], seeds=[5, 6], known=pipeline.known(images, paint))
+    assert torch.equal(drawn[:, 1:], tokens[:, 1:]), "five of six squares are kept"
+    assert torch.equal(rendered, pipeline.decode(drawn))
+    with pytest.raises(ValueError, match=r"paint as a bool tensor \[2, 16, 24\]"):
+        pipeline.edit(images, paint.float(), [0, 1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -85,6 +114,7 @@ def test_steps_are_reported(pipeline: Pipeline) -> None:
         ({"n": 0}, "at least one image"),
         ({"n": 1, "batch": 0}, "batch of at least 1"),
         ({"n": 1, "steps": 5}, "has no knob 'steps'; it has temperature"),
+        ({"n": 1, "temperature": "hot"}, "temperature wants a number like 1.0, got 'hot'"),
         ({"labels": ["d"]}, "0 a, 1 b, 2 c"),
     ],
 )

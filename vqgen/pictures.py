@@ -2,6 +2,8 @@
 names."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
+from vqgen.checkpoint import atomic
+
 INK, PAPER, GAP = (40, 40, 40), 255, 2
+UNDECIDED = 205  # grey of what is not there yet
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -60,3 +65,53 @@ def sheet(
         ImageDraw.Draw(side).text((6, 6 + GAP), name, fill=INK, font=font)
         rows.append(np.concatenate([np.asarray(side), block], axis=1))
     return np.concatenate(rows)
+
+
+def strip(film: Tensor, rows: int = 8) -> np.ndarray:
+    """A film, uint8 [frames, n, 3, H, W] -> its first `rows` images as rows, frames from left to
+    right."""
+    shown = film[:, :rows]
+    return grid(rearrange(shown, "f n c h w -> (n f) c h w"), columns=film.shape[0])
+
+
+def asked(image: Tensor, paint: Tensor) -> np.ndarray:
+    """What an edit was given: the image, uint8 [3, H, W], and again with grey where `paint`, Bool
+    [H, W], wants new content."""
+    return grid(torch.stack([image, image.masked_fill(paint, UNDECIDED)]), columns=2)
+
+
+def under(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Two pictures, one above the other, on paper."""
+    width = max(above.shape[1], below.shape[1])
+    sides = [((0, 0), (0, width - part.shape[1]), (0, 0)) for part in (above, below)]
+    parts = [
+        np.pad(part, side, constant_values=PAPER)
+        for part, side in zip((above, below), sides, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Write a picture, uint8 [height, width, 3]."""
+    with atomic(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def save_gif(frames: Sequence[np.ndarray], path: Path) -> None:
+    """Write pictures of one size as an endless film; the last one stays for two seconds."""
+    first, *more = [Image.fromarray(frame) for frame in frames]
+    times = [250] * len(more) + [2000]
+    with atomic(path) as temporary:
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=more, duration=times, loop=0
+        )
+
+
+def save_arrays(images: Tensor, labels: Sequence[int] | None, path: Path) -> None:
+    """Write images, uint8 [n, 3, H, W], and labels as .npz in the ADM layout (arr_0 [n, H, W, 3],
+    arr_1)."""
+    arrays: dict[str, Any] = {"arr_0": rearrange(images, "n c h w -> n h w c").cpu().numpy()}
+    if labels is not None:
+        arrays["arr_1"] = np.array(labels)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vqgen import build, checkpoint, pictures
-from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer
+from vqgen import build, checkpoint, editing, pictures
+from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer, TokenSpec
 from vqgen.sampling import guidance as guidances
 
 
@@ -133,19 +134,94 @@ class Pipeline:
         return torch.cat(done)
 
     @torch.inference_mode()
+    def film(
+        self,
+        labels: Sequence[int | str] | None = None,
+        *,
+        frames: int = 12,
+        batch: int = 32,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Sample images and keep up to `frames` moments of it, evenly spread, the last one the
+        result: uint8 [frames, n, 3, H, W]. Other arguments as for `sample_latents`."""
+        taken: list[list[Tensor]] = []  # by batch, then by frame
+
+        def keep(done: int, steps: int, latents: Tensor) -> None:
+            if done == 1:
+                taken.append([])
+            wanted = {-(-steps * frame // frames) for frame in range(1, frames + 1)}
+            if done in wanted:
+                taken[-1].append(self._unfinished(latents))
+            if on_step is not None:
+                on_step(done, steps, latents)
+
+        self.sample_latents(labels, batch=batch, on_step=keep, **options)
+        return torch.cat([torch.stack(part) for part in taken], dim=1)
+
+    @torch.inference_mode()
+    def edit(
+        self,
+        images: Tensor,
+        paint: Tensor,
+        labels: Sequence[int | str] | None = None,
+        *,
+        paste: bool = True,
+        **options: Any,
+    ) -> Tensor:
+        """Paint parts of images anew, with another class if wanted: uint8 [n, 3, H, W].
+
+        images  uint8 or float [n, 3, H, W] (floats in [-1, 1]); paint: Bool [n, H, W], True = new
+        paste   put the other pixels back as they were, instead of as the tokenizer renders them
+        options as for `sample`"""
+        known = self.known(images, paint)
+        drawn = self.sample(labels, n=len(images), known=known, **options)
+        original = pictures.to_uint8(images) if images.is_floating_point() else images
+        return drawn.where(
+            paint[:, None].to(drawn.device), original.to(drawn.device) if paste else drawn
+        )
+
+    @torch.inference_mode()
+    def known(self, images: Tensor, paint: Tensor) -> Known:
+        """What a sampler has to keep of images (as for `edit`) so that only `paint` is new."""
+        if paint.dtype != torch.bool or paint.shape != (len(images), *self.tokenizer.image_size):
+            wanted = [len(images), *self.tokenizer.image_size]
+            raise ValueError(
+                f"wanted paint as a bool tensor {wanted} (True = new), got {paint.dtype} "
+                f"{list(paint.shape)}"
+            )
+        keep = editing.keep_mask(self.tokenizer.spec, paint.to(self.device))
+        return Known(self.tokenizer.encode(self._floats(images)), keep)
+
+    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> uint8 images [n, 3, H, W]."""
         return pictures.to_uint8(self.tokenizer.decode(latents))
+
+    def _unfinished(self, latents: Tensor) -> Tensor:
+        """`decode`, with squares of undecided tokens in grey where one token is one square."""
+        images, spec = self.decode(latents), self.tokenizer.spec
+        if not isinstance(spec, TokenSpec):
+            return images
+        *coarse, size = spec.scales
+        if coarse:  # a coarse token shows everywhere: there is a picture from the first scale on
+            return images
+        undecided = (latents < 0).view(-1, 1, *size)
+        squares = functional.interpolate(undecided.float(), images.shape[-2:]) > 0
+        return images.masked_fill(squares, pictures.UNDECIDED)
+
+    def _floats(self, images: Tensor) -> Tensor:
+        """uint8 or float images -> float in [-1, 1] on this device."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
+        images = images.to(self.device)
+        return images if images.is_floating_point() else images.float() / 127.5 - 1
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:
         """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> uint8 images through the
         tokenizer."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
-        if images.dtype == torch.uint8:
-            images = images.float() / 127.5 - 1
-        return self.decode(self.tokenizer.encode(images.to(self.device)))
+        return self.decode(self.tokenizer.encode(self._floats(images)))
 
     def _condition(self, labels: Sequence[int | str] | None, total: int) -> Condition:
         if labels is not None:
@@ -163,6 +239,9 @@ class Pipeline:
             if name not in valid:
                 family = type(self.prior).__name__
                 raise ValueError(f"{family} has no knob {name!r}; it has {', '.join(valid)}")
+            default, value = valid[name].default, given[name]
+            if isinstance(default, int | float) and isinstance(value, str):
+                raise ValueError(f"{name} wants a number like {default}, got {value!r}")
         return self.prior.Knobs(**{**defaults, **given})
 
 

@@ -1,0 +1,111 @@
+"""What is painted anew and what is kept: from pixels to latents.
+
+`paint` is Bool [batch, H, W] over the pixels of the images, True where new content is wanted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vqgen.contracts import LatentSpec, Size, TokenSpec
+from vqgen.data.decode import UnreadableImage, decode, open_image, to_rgb
+
+MOSTLY = 0.5  # share of a coarse cell that has to be painted before its token is given up
+
+
+def asked(settings: dict[str, Any], size: Size) -> tuple[Tensor, Tensor]:
+    """The settings edit, image, mask and box -> the image uint8 [3, H, W] and paint Bool [H, W].
+
+    edit=inpaint paints inside the mask's white or the box, edit=outpaint everywhere else. Raises
+    ValueError where they do not say one thing."""
+    mode = settings["edit"]
+    if mode not in ("inpaint", "outpaint"):
+        raise ValueError(f"wanted edit=inpaint or edit=outpaint, got edit={mode}")
+    if settings["image"] is None or (settings["mask"] is None) == (settings["box"] is None):
+        raise ValueError(
+            f"edit={mode} needs image=PATH and one of mask=PATH and box=[top,left,bottom,right], "
+            f"got image={settings['image']}, mask={settings['mask']}, box={settings['box']}"
+        )
+    image = read_image(settings["image"], size)
+    inside = settings["mask"] is not None
+    paint = read_mask(settings["mask"], size) if inside else box_mask(settings["box"], size)
+    return image, _something(~paint, f"edit={mode}") if mode == "outpaint" else paint
+
+
+def keep_mask(spec: LatentSpec, paint: Tensor) -> Tensor:
+    """paint Bool [batch, H, W] -> Bool of the latents' shape, True = keep.
+
+    A cell of the finest grid is given up as soon as one of its pixels is painted. A token of a
+    coarser scale speaks for much more than the painted part, and the kept finer tokens are
+    corrections to it, so it is given up only if at least half of its cell is painted."""
+    share = paint.float()[:, None]
+    if not isinstance(spec, TokenSpec):
+        touched = F.adaptive_max_pool2d(share, (spec.height, spec.width)) > 0
+        return ~touched.expand(-1, spec.channels, -1, -1)
+    *coarse, finest = spec.scales
+    lost = [F.adaptive_avg_pool2d(share, size).flatten(1) >= MOSTLY for size in coarse]
+    lost.append(F.adaptive_max_pool2d(share, finest).flatten(1) > 0)
+    return ~torch.cat(lost, dim=1)
+
+
+def read_image(path: str | Path, size: Size) -> Tensor:
+    """An image file -> uint8 [3, H, W], resized to cover `size` and cut out at the center.
+
+    Raises ValueError for a file that is missing, damaged or no image."""
+    try:
+        with open_image(str(path)) as image:
+            pixels = decode(image, size=size, min_size=1, crop=True)
+    except UnreadableImage as error:
+        raise _refused("image", path, error) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def read_mask(path: str | Path, size: Size) -> Tensor:
+    """A picture of the mask -> Bool [H, W], True where it is white; stretched to `size`.
+
+    Raises ValueError as `read_image`, and for a mask that is all black."""
+    try:
+        with open_image(str(path)) as image:
+            grey = to_rgb(image).convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
+    except UnreadableImage as error:
+        raise _refused("mask", path, error) from None
+    return _something(torch.from_numpy(np.asarray(grey) > 127), f"mask={path}")
+
+
+def box_mask(box: Sequence[float], size: Size) -> Tensor:
+    """(top, left, bottom, right) as fractions of height and width -> Bool [H, W], True inside.
+
+    Raises ValueError unless 0 <= top < bottom <= 1, and the same for left and right."""
+    cure = "type box=[top,left,bottom,right] in fractions of the image, say box=[0.25,0,0.75,1]"
+    numbers = isinstance(box, Sequence) and all(isinstance(side, int | float) for side in box)
+    if not numbers or isinstance(box, str) or len(box) != 4:
+        raise ValueError(f"wanted a box of four numbers, got {box}; {cure}")
+    top, left, bottom, right = box
+    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+        raise ValueError(f"wanted a box with 0 <= top < bottom <= 1, got {list(box)}; {cure}")
+    height, width = size
+    inside = torch.zeros(size, dtype=torch.bool)
+    rows = slice(round(top * height), round(bottom * height))
+    inside[rows, round(left * width) : round(right * width)] = True
+    return _something(inside, f"box={list(box)}")
+
+
+def _something(paint: Tensor, source: str) -> Tensor:
+    if not paint.any():
+        raise ValueError(
+            f"{source} leaves nothing to paint at {paint.shape[0]} x {paint.shape[1]} pixels; "
+            "white parts of a mask, or the inside of a box, are painted anew"
+        )
+    return paint
+
+
+def _refused(role: str, path: str | Path, reason: Exception) -> ValueError:
+    if not Path(path).exists():
+        return ValueError(f"{role}={path} does not exist; type {role}=PATH of a picture")
+    return ValueError(f"{role}={path} {reason}; type {role}=PATH of a PNG or JPEG")
