@@ -1,0 +1,111 @@
+"""LlamaGen's and taming's VQ tokenizers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqgen.contracts import LatentSpec, Size
+from vqgen.importing import autoencoders
+from vqgen.importing.autoencoders import LLAMAGEN, TAMING, Naming
+from vqgen.importing.family import Description, Family, Hints
+from vqgen.importing.layout import Row, Shapes
+
+CODES = "quantize.embedding.weight"
+USAGE_WINDOW = 65536  # indices in LlamaGen's record of used codes
+
+
+def _llamagen(shapes: Shapes, hints: Hints) -> Description:
+    config = hints.config
+    bottleneck = _bottleneck(
+        shapes,
+        normalize=config.get("codebook_l2_norm", True),
+        commitment_weight=config.get("commit_loss_beta", 0.25),
+        codebook_weight=1.0,
+        entropy_weight=config.get("entropy_loss_ratio", 0.0),
+    )
+    dropout = config.get("dropout_p", 0.0)
+    size = hints.size or (_published_size(hints.name),) * 2
+    return _description(
+        shapes, LLAMAGEN, bottleneck, size, dropout, peers_own=_fresh_window, loose=(USED,)
+    )
+
+
+def _taming(shapes: Shapes, hints: Hints) -> Description:
+    config = hints.config
+    bottleneck = _bottleneck(
+        shapes,
+        normalize=False,
+        commitment_weight=1.0,  # the legacy loss: beta stands on the codebook's side
+        codebook_weight=config.get("beta", 0.25),
+        entropy_weight=0.0,
+    )
+    size = hints.size or (config.get("resolution", 256),) * 2
+    return _description(shapes, TAMING, bottleneck, size, config.get("dropout", 0.0))
+
+
+def _description(
+    shapes: Shapes,
+    names: Naming,
+    bottleneck: dict[str, Any],
+    size: Size,
+    dropout: float,
+    **more: Any,
+) -> Description:
+    node = autoencoders.architecture(shapes, names, image_size=size, dropout=dropout)
+    codebook = "bottleneck.codebook"
+    return Description(
+        architecture={**node, "bottleneck": bottleneck},
+        rows=[*autoencoders.rows(names), Row(f"{codebook}.weight", CODES)],
+        levels=autoencoders.levels(shapes, names),
+        own={
+            f"{codebook}.usage": torch.ones(shapes[CODES][0]),
+            f"{codebook}.started": torch.tensor(True),
+        },
+        **more,
+    )
+
+
+def _bottleneck(shapes: Shapes, *, normalize: bool, **weights: float) -> dict[str, Any]:
+    size, dim = shapes[CODES]
+    return {
+        "_target_": "vqgen.tokenizers.vq.VectorQuantizer",
+        "codebook": {
+            "_target_": "vqgen.tokenizers.codebook.Codebook",
+            "size": size,
+            "dim": dim,
+            "normalize": normalize,
+            "start": "random",  # the codes are there: the first training batch must not replace them
+        },
+        **weights,
+    }
+
+
+def _published_size(name: str) -> int:
+    return next((size for size in (256, 384, 512) if str(size) in name), 256)
+
+
+USED = "quantize.codebook_used"
+
+
+def _fresh_window(spec: LatentSpec | None) -> dict[str, Tensor]:
+    """The peer counts used codes in a window of indices that starts as zeros."""
+    return {USED: torch.zeros(USAGE_WINDOW)}
+
+
+LLAMAGEN_VQ = Family(
+    name="llamagen-vq",
+    kind="tokenizer",
+    mark="encoder.conv_blocks.0.res.0.conv1.weight",
+    places=("model", "state_dict", ""),
+    averaged=True,
+    describe=_llamagen,
+)
+TAMING_VQGAN = Family(
+    name="taming-vqgan",
+    kind="tokenizer",
+    mark="encoder.mid.attn_1.q.weight",
+    places=("state_dict", "model", ""),
+    describe=_taming,
+    ignored=((r"loss\..*", "the networks of its training loss"),),
+)
