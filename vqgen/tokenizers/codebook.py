@@ -84,14 +84,19 @@ class Codebook(nn.Module):
         """vectors [N, dim] -> Long [N]."""
         return nearest_code(vectors, self.rows())
 
+    @property
+    def is_started(self) -> bool:
+        """False as long as `start` is still to be called."""
+        self._start_checked = self._start_checked or bool(self.started)
+        return self._start_checked
+
     @torch.no_grad()
     def start(self, vectors: Tensor) -> None:
         """Take the codes from vectors [N, dim] of all ranks; only the first call ever does so."""
-        if not self._start_checked and not self.started:
+        if not self.is_started:
             everywhere = torch.ones_like(self.usage, dtype=torch.bool)
             self._place(everywhere, self._draw(_finite(vectors), self.size))
             self.started.fill_(True)
-        self._start_checked = True
 
     @torch.no_grad()
     def observe(self, vectors: Tensor, indices: Tensor) -> None:
