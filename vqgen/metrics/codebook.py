@@ -50,7 +50,7 @@ class CodeUsage:
         return (self.counts > 0).double().mean().item()
 
     def bound(self) -> float:
-        """The largest usage that as many tokens could show: min(tokens, vocab_size) / vocab_size."""
+        """The largest usage of so many tokens: min(tokens, vocab_size) / vocab_size."""
         return min(int(self.counts.sum()), self.vocab_size) / self.vocab_size
 
     def perplexity(self) -> float:

@@ -32,7 +32,8 @@ class MultiScaleQuantizer(Bottleneck):
     commitment_weight   of the mean over scales of mean (hidden - stopgrad(canvas))^2, which moves
                         the encoder
     codebook_weight     of the mean over scales of mean (stopgrad(hidden) - canvas)^2, which moves
-                        codes and phi; phi alone if the codebook is an EMA one
+                        codes and phi; phi alone if the codebook is an EMA one, and there is no
+                        such term if nothing learns by it
     scale_dropout       chance of a training image to be given a random number of leading scales
                         only, losses and picture too (after Zeghidour et al. 2021, section III-C)
 
@@ -78,13 +79,15 @@ class MultiScaleQuantizer(Bottleneck):
             hidden = hidden.float()
             if torch.is_grad_enabled():
                 self._start(hidden.detach())
-            depth = self._depth(hidden)
-            steps = self._steps(hidden, depth)
+            steps = self._steps(hidden)
             if torch.is_grad_enabled():
                 self._observe(steps)
-            losses = self._losses(hidden, [step.canvas for step in steps], depth)
+            canvases = torch.stack([step.canvas for step in steps])
+            depth = self._depth(len(steps), hidden)
+            losses = self._losses(hidden, canvases, depth)
+            shown = canvases.detach()[depth - 1, torch.arange(len(hidden), device=hidden.device)]
             # hidden - stopgrad(hidden) is exactly 0: the value is the canvas to the last bit
-            quantized = steps[-1].canvas.detach() + (hidden - hidden.detach())
+            quantized = shown + (hidden - hidden.detach())
         return quantized, losses
 
     def after_step(self) -> dict[str, float]:
@@ -94,7 +97,7 @@ class MultiScaleQuantizer(Bottleneck):
     @torch.no_grad()
     def encode(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            steps = self._steps(hidden.float(), None)
+            steps = self._steps(hidden.float())
         return torch.cat([step.tokens for step in steps], dim=1)
 
     def embed(self, latents: Tensor, size: Size) -> Tensor:
@@ -118,9 +121,8 @@ class MultiScaleQuantizer(Bottleneck):
         """[books, vocab_size, channels], with the gradient of learned codebooks."""
         return torch.stack([book.rows() for book in self._books])
 
-    def _steps(self, hidden: Tensor, depth: Tensor | None) -> list["_Step"]:
-        """hidden [batch, channels, h, w] -> what each scale found, coarse to fine; with depth Long
-        [batch], image i has tokens in its first depth[i] scales only."""
+    def _steps(self, hidden: Tensor) -> list["_Step"]:
+        """hidden [batch, channels, h, w] -> what each scale finds, coarse to fine."""
         scales, codes = at_grid(self.scales, _size(hidden)), self._codes()
         canvas = hidden.new_zeros(hidden.shape)
         steps = []
@@ -128,8 +130,6 @@ class MultiScaleQuantizer(Bottleneck):
             vectors = _to_vectors(reduce((hidden - canvas).detach(), size))
             found = self._nearest(vectors, codes[scale % len(codes)])
             tokens = rearrange(found, "(b n) -> b n", b=len(hidden))
-            if depth is not None:
-                tokens = tokens.where((scale < depth).unsqueeze(1), -1)
             canvas = advance(canvas, tokens, scale, scales=scales, codes=codes, phi=self.phi)
             steps.append(_Step(vectors, tokens, canvas))
         return steps
@@ -140,33 +140,26 @@ class MultiScaleQuantizer(Bottleneck):
             vectors, rows = F.normalize(vectors, dim=-1), F.normalize(rows, dim=-1)
         return nearest_code(vectors, rows)
 
-    def _depth(self, hidden: Tensor) -> Tensor | None:
-        """How many scales each image is given, Long [batch]; None: all."""
+    def _depth(self, scales: int, hidden: Tensor) -> Tensor:
+        """How many of the scales each image is given, Long [batch]."""
+        batch, device = len(hidden), hidden.device
         if not (self.training and self.scale_dropout):
-            return None
-        count, batch = len(at_grid(self.scales, _size(hidden))), len(hidden)
-        fewer = torch.randint(1, count + 1, (batch,), device=hidden.device)
-        dropped = torch.rand(batch, device=hidden.device) < self.scale_dropout
-        return fewer.where(dropped, count)
+            return torch.full((batch,), scales, device=device)
+        dropped = torch.rand(batch, device=device) < self.scale_dropout
+        return torch.randint(1, scales + 1, (batch,), device=device).where(dropped, scales)
 
-    def _losses(
-        self, hidden: Tensor, canvases: list[Tensor], depth: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Weighted terms: the mean over images of the mean over the scales that an image has."""
-        if depth is None:
-            depth = torch.full((len(hidden),), len(canvases), device=hidden.device)
+    def _losses(self, hidden: Tensor, canvases: Tensor, depth: Tensor) -> dict[str, Tensor]:
+        """Weighted terms: the mean over images of the mean over the scales that an image has.
+
+        canvases [scales, batch, channels, h, w], with the gradients of codes and phi."""
         number = torch.arange(len(canvases), device=hidden.device).unsqueeze(1)
         weights = (number < depth) / depth / len(hidden)  # [scales, batch], sum 1
-
-        def error(to: Tensor, canvases: list[Tensor]) -> Tensor:
-            each = [(canvas - to).square().mean(dim=(1, 2, 3)) for canvas in canvases]
-            return (torch.stack(each) * weights).sum()
-
-        fixed = [canvas.detach() for canvas in canvases]
-        return {
-            "commitment": self.commitment_weight * error(hidden, fixed),
-            "codebook": self.codebook_weight * error(hidden.detach(), canvases),
-        }
+        error = (canvases.detach() - hidden).square().mean(dim=(2, 3, 4))
+        losses = {"commitment": self.commitment_weight * (weights * error).sum()}
+        if canvases.requires_grad:
+            error = (canvases - hidden.detach()).square().mean(dim=(2, 3, 4))
+            losses["codebook"] = self.codebook_weight * (weights * error).sum()
+        return losses
 
     # ---- the upkeep of the codebooks
 
@@ -184,9 +177,8 @@ class MultiScaleQuantizer(Bottleneck):
             book.start(vectors)
 
     def _observe(self, steps: list["_Step"]) -> None:
-        given = [step.tokens.flatten() >= 0 for step in steps]
-        vectors = self._by_book([s.vectors[g] for s, g in zip(steps, given, strict=True)])
-        tokens = self._by_book([s.tokens.flatten()[g] for s, g in zip(steps, given, strict=True)])
+        vectors = self._by_book([step.vectors for step in steps])
+        tokens = self._by_book([step.tokens.flatten() for step in steps])
         for book, some, codes in zip(self._books, vectors, tokens, strict=True):
             book.observe(some, codes)
 

@@ -45,10 +45,10 @@ class FrozenPyramid(Pyramid):
 
 
 class Phi(nn.Module):
-    """phi(x) = (1 - strength) x + strength conv(x), with a few 3x3 convolutions shared by the scales.
+    """phi(x) = (1 - strength) x + strength conv(x): a 3x3 convolution after the enlargement.
 
     channels   of the canvas
-    count      number of convolutions; a scale takes the one nearest to it (`pick`)
+    count      of convolutions, shared by the scales: each takes the one nearest to it (`pick`)
     strength   share of the convolution; 0: phi is the identity and has no weights
     """
 

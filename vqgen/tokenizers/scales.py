@@ -2,6 +2,7 @@
 rule."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from vqgen.contracts import Size
@@ -32,11 +33,13 @@ def checked(
             f"1, got {scales}; type {SETTING}=auto"
         )
     result = tuple((height, width) for height, width in pairs)
-    for (h, w), (next_h, next_w) in zip(result, result[1:], strict=False):
+    for (h, w), (next_h, next_w) in pairwise(result):
         if next_h < h or next_w < w:
+            heights, widths = zip(*result, strict=True)
+            ordered = list(zip(sorted(heights), sorted(widths), strict=True))
             raise ValueError(
                 f"wanted {SETTING} from coarse to fine, got {next_h} x {next_w} after {h} x {w}; "
-                f"type {SETTING}={_typed(sorted(result))}"
+                f"type {SETTING}={_typed(ordered)}"
             )
     return result
 
