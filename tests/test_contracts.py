@@ -19,6 +19,8 @@ PRIORS: dict[str, Callable[[Tokenizer, int], Prior]] = {
 FITTING = {
     ("vq-learned", "llamagen"),
     ("vq-ema", "llamagen"),
+    ("var-learned", "var"),
+    ("var-ema-own", "var"),
 }
 
 
