@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.parity.golden import Fixture
 from vqgen.importing import layout, settings
 from vqgen.importing.convert import Latents, Match, model, recognize
+from vqgen.importing.export import canonical, to_theirs
 from vqgen.importing.family import Hints
 
 
@@ -34,13 +35,13 @@ def load(
     fixture: Fixture,
     config: dict[str, Any] | None = None,
     *,
-    name: str = "weights",
     latents: Latents | None = None,
     size: tuple[int, int] | None = None,
 ) -> Imported:
     """`config` is more of the peer's settings than the fixture's own."""
     known = settings.flattened(fixture.config) | (config or {})
-    hints, path = Hints(config=known, size=size), fixture.folder / f"{name}.safetensors"
+    path = fixture.folder / f"{fixture.prefix}weights.safetensors"
+    hints = Hints(config=known, size=size)
     published = recognize(path)
     match = Match(published.family, published.describe(hints), latents)
     return Imported(model(path, hints=hints, latents=latents), match)
@@ -49,15 +50,12 @@ def load(
 def assert_round_trip(imported: Imported, weights: dict[str, Tensor]) -> None:
     """The export gives back the peer's file: every name, shape and value that it has and, but for
     what is loose, nothing else."""
-    back = imported.match.to_theirs(imported.module.state_dict())
-    loose = imported.match.description.loose
+    description, spec = imported.match.description, imported.module.spec
+    node = canonical(description.architecture, spec)
+    back = to_theirs(imported.match.family, node, spec, imported.module.state_dict())
+    loose = description.loose
     assert back.keys() == weights.keys()
     for name, value in weights.items():
         assert back[name].shape == value.shape, name
         if name not in loose:
             assert torch.equal(back[name], value.to(back[name].dtype)), name
-
-
-def parameters(module: nn.Module) -> int:
-    """How many numbers are learned."""
-    return sum(parameter.numel() for parameter in module.parameters())

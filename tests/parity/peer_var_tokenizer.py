@@ -1,89 +1,44 @@
-"""Build our multi-scale tokenizer from the VAR fixtures' config and weights."""
-
-import re
-from functools import partial
-from typing import Any
+"""VAR's tokenizer and its quantizer alone, out of their fixtures, through the importer."""
 
 from torch import Tensor
 
-from tests.parity import golden, peer_vq
-from vqgen.nn.autoencoder import Decoder, Encoder
-from vqgen.tokenizers.autoencoder import Autoencoder
-from vqgen.tokenizers.codebook import Codebook
+from tests.parity import golden, peer
+from vqgen import build
+from vqgen.importing import layout, var
 from vqgen.tokenizers.multiscale import MultiScaleQuantizer
 
-LEVELS = (1, 1, 2, 2, 4)
-BOOKKEEPING = {"codebooks.0.usage", "codebooks.0.started"}  # of the bottleneck; ours alone
-IGNORED = "ema_vocab_hit_SV"  # the peer's running hit counts, never read by its model
+
+def load(fixture: golden.Fixture, size: tuple[int, int]) -> peer.Imported:
+    """The whole tokenizer, for images of this size."""
+    return peer.load(fixture, size=size)
 
 
-def bottleneck(config: dict[str, Any]) -> MultiScaleQuantizer:
-    """`config` is the fixture's `model`, of either kind."""
-    width = config["Cvae"] if "Cvae" in config else config["z_channels"]
-    return MultiScaleQuantizer(
-        codebook=Codebook(size=config["vocab_size"], dim=width, start="random"),
-        scales=config["v_patch_nums"],
-        distance="cosine" if config["using_znorm"] else "l2",
-        phi_count=config["share_quant_resi"],
-        phi_strength=config["quant_resi"],
-        commitment_weight=config["beta"],
-    )
-
-
-def tokenizer(config: dict[str, Any], size: tuple[int, int]) -> Autoencoder:
-    """`config` is the fixture's `model`."""
-    shape = {"channels": config["ch"], "multipliers": LEVELS}
-    return Autoencoder(
-        image_size=size,
-        encoder=partial(Encoder, **shape),
-        decoder=partial(Decoder, **shape),
-        bottleneck=bottleneck(config),
-        z_channels=config["z_channels"],
-        quant_kernel=config["quant_conv_ks"],
-    )
-
-
-def ours(name: str) -> str:
-    """The peer's parameter name -> ours; of its fused qkv, the name of the query."""
-    name = peer_vq.taming_name(len(LEVELS))(name).replace(".qkv.", ".query.")
-    name = re.sub(
-        r"quantize\.quant_resi\.(qresi_ls\.)?(\d+)", r"bottleneck.phi.convolutions.\2", name
-    )
-    name = name.replace("quantize.quant_resi.qresi.", "bottleneck.phi.convolutions.0.")
-    return name.replace("bottleneck.codebook.", "bottleneck.codebooks.0.")
-
-
-def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The peer's state dict under our names, in float32, its fused qkv split."""
-    result = {}
-    for name, value in weights.items():
-        if name.endswith(IGNORED):
-            continue
-        own = ours(name)
-        if ".qkv." in name:
-            for part, some in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                result[own.replace(".query.", f".{part}.")] = some.float()
-        else:
-            result[own] = value.float()
-    return result
-
-
-def load(model: Autoencoder, weights: dict[str, Tensor]) -> Autoencoder:
-    """Load the peer's state dict strictly: one to one, but for each side's usage bookkeeping."""
-    _load(model, renamed(weights), prefix="bottleneck.")
-    return model
-
-
-def loaded_bottleneck(fixture: golden.Fixture) -> MultiScaleQuantizer:
-    """The quantizer of a fixture of kind `quantizer`."""
+def loaded_bottleneck(fixture: golden.Fixture) -> tuple[MultiScaleQuantizer, list[layout.Link]]:
+    """The quantizer of a fixture of kind `quantizer`, whose file has no tokenizer around it, and
+    what goes where."""
+    config = fixture.config["model"]
     weights = {f"quantize.{name}": value for name, value in fixture.tensors("weights").items()}
-    model = bottleneck(fixture.config["model"])
-    stripped = {name.removeprefix("bottleneck."): v for name, v in renamed(weights).items()}
-    _load(model, stripped, prefix="")
-    return model
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    scales = [side if isinstance(side, list) else [side] * 2 for side in config["v_patch_nums"]]
+    node = var.quantizer(shapes, config, scales)
+    model = build.make(node)
+    own = {f"bottleneck.{name}": tuple(v.shape) for name, v in model.state_dict().items()}
+    kept = var.quantizer_state(shapes)
+    links = layout.links(var.quantizer_rows(node["phi_count"]), own.keys() - kept.keys())
+    assert layout.expected(links, own).keys() == weights.keys() - {var.HITS}
+    ours = layout.to_ours(links, weights, own) | kept
+    ours = {name.removeprefix("bottleneck."): value for name, value in ours.items()}
+    model.load_state_dict({name: value.to(own_dtype(model, name)) for name, value in ours.items()})
+    return model, links
 
 
-def _load(model: Any, weights: dict[str, Tensor], prefix: str) -> None:
-    own = model.state_dict()
-    assert set(weights) | {prefix + name for name in BOOKKEEPING} == set(own)
-    model.load_state_dict({**own, **weights}, strict=True)
+def own_dtype(model: MultiScaleQuantizer, name: str):
+    """Of our tensor of this name: the files hold float16."""
+    return model.state_dict()[name].dtype
+
+
+def gradients(model: MultiScaleQuantizer, links: list[layout.Link]) -> dict[str, Tensor]:
+    """The gradients of the quantizer alone under the peer's names."""
+    ours = {f"bottleneck.{name}": p.grad for name, p in model.named_parameters()}
+    theirs = layout.to_theirs(links, {n: g for n, g in ours.items() if g is not None})
+    return {name.removeprefix("quantize."): value for name, value in theirs.items()}

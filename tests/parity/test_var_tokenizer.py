@@ -1,12 +1,12 @@
 """The multi-scale tokenizer of VAR, from the published system's recorded numbers."""
 
-import json
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.parity import golden, peer_var_tokenizer
+from tests.parity import golden, peer, peer_var_tokenizer
 from vqgen.contracts import Pyramid
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.multiscale import MultiScaleQuantizer
@@ -49,7 +49,8 @@ def _check_quantizer(model: MultiScaleQuantizer, hidden: Tensor, io: dict[str, T
 
 @QUANTIZERS
 def test_quantizer(fixture: golden.Fixture) -> None:
-    model, io = peer_var_tokenizer.loaded_bottleneck(fixture), fixture.tensors("io")
+    model, _ = peer_var_tokenizer.loaded_bottleneck(fixture)
+    io = fixture.tensors("io")
     with torch.no_grad():
         _check_quantizer(model, io["in/f"], io)
 
@@ -59,12 +60,13 @@ def test_quantizer_that_is_not_square(fixture: golden.Fixture) -> None:
     other, io = fixture.beside(fixture.config["uses"]), fixture.tensors("io")
     other.config["model"]["v_patch_nums"] = fixture.config["v_patch_nums_override"]
     with torch.no_grad():
-        _check_quantizer(peer_var_tokenizer.loaded_bottleneck(other), io["in/f"], io)
+        _check_quantizer(peer_var_tokenizer.loaded_bottleneck(other)[0], io["in/f"], io)
 
 
 @QUANTIZERS
 def test_quantizer_loss_and_gradients(fixture: golden.Fixture) -> None:
-    model, io = peer_var_tokenizer.loaded_bottleneck(fixture), fixture.tensors("io")
+    model, links = peer_var_tokenizer.loaded_bottleneck(fixture)
+    io = fixture.tensors("io")
     hidden = io["in/f"].requires_grad_()
     quantized, losses = model(hidden)
     _matches(quantized, io["out/fwd_fhat"], "fwd_fhat")
@@ -72,36 +74,26 @@ def test_quantizer_loss_and_gradients(fixture: golden.Fixture) -> None:
     assert isinstance(total, Tensor)
     _matches(total.reshape(1), io["out/fwd_vq_loss"], "fwd_vq_loss")
     total.backward()
-    _check_gradients(model, io, "out/grad_vq_loss/", {"f": hidden.grad}, "quantize.", "bottleneck.")
+    gradients = peer_var_tokenizer.gradients(model, links)
+    _check_gradients({**gradients, "f": hidden.grad}, io, "out/grad_vq_loss/")
 
 
 def _check_gradients(
-    model: torch.nn.Module,
-    io: dict[str, Tensor],
-    prefix: str,
-    gradients: dict[str, Tensor | None],
-    theirs: str = "",
-    ours: str = "",
+    gradients: Mapping[str, Tensor | None], io: dict[str, Tensor], prefix: str
 ) -> None:
-    """Compare every recorded gradient; a model inside of the tokenizer has its own prefixes."""
-    gradients |= {name: parameter.grad for name, parameter in model.named_parameters()}
+    """Compare every recorded gradient."""
     recorded = {
         key.removeprefix(prefix): value for key, value in io.items() if key.startswith(prefix)
     }
     assert recorded
     for name, want in recorded.items():
-        own = peer_var_tokenizer.ours(theirs + name).removeprefix(ours)
-        got = gradients[name] if name in gradients else gradients[own]
-        if ".qkv." in name:
-            parts = [gradients[own.replace(".query.", f".{p}.")] for p in ("query", "key", "value")]
-            got = torch.cat([part for part in parts if part is not None])
+        got = gradients[name]
         assert got is not None, name
         golden.assert_matches(got, want, name, share=GRADIENT_SHARE)
 
 
 def _tokenizer(fixture: golden.Fixture, size: tuple[int, int]) -> Autoencoder:
-    model = peer_var_tokenizer.tokenizer(fixture.config["model"], size)
-    return peer_var_tokenizer.load(model, fixture.tensors("weights"))
+    return peer_var_tokenizer.load(fixture, size).module
 
 
 @TOKENIZERS
@@ -130,7 +122,8 @@ def test_encode_and_decode(fixture: golden.Fixture) -> None:
 def test_training_forward_and_gradients(fixture: golden.Fixture) -> None:
     io = fixture.tensors("io")
     images = io["in/img"]
-    model = _tokenizer(fixture, (images.shape[2], images.shape[3]))
+    imported = peer_var_tokenizer.load(fixture, (images.shape[2], images.shape[3]))
+    model = imported.module.train()
     hidden = io["out/f"].clone().requires_grad_()
     quantized, losses = model.bottleneck(hidden)
     _matches(quantized, io["out/fwd_fhat"], "fwd_fhat")
@@ -138,16 +131,22 @@ def test_training_forward_and_gradients(fixture: golden.Fixture) -> None:
     assert isinstance(total, Tensor)
     _matches(total.reshape(1), io["out/fwd_vq_loss"], "fwd_vq_loss")
     total.backward()
-    _check_gradients(
-        model.bottleneck, io, "out/grad_vq_loss/", {"f": hidden.grad}, "quantize.", "bottleneck."
-    )
+    inside = {n.removeprefix("quantize."): g for n, g in imported.gradients().items()}
+    _check_gradients({**inside, "f": hidden.grad}, io, "out/grad_vq_loss/")
     model.zero_grad()
     made = model(images)
     _matches(made.images, io["out/fwd_rec_unclamped"], "fwd_rec_unclamped")
     objective = (made.images - images).square().mean() + sum(made.losses.values())
     _matches(objective.reshape(1), io["out/fwd_loss_mse_plus_vq"], "fwd_loss_mse_plus_vq")
     objective.backward()
-    _check_gradients(model, io, "out/grad_mse_plus_vq/", {})
+    _check_gradients(imported.gradients(), io, "out/grad_mse_plus_vq/")
+
+
+@TOKENIZERS
+def test_export_gives_the_peers_file_back(fixture: golden.Fixture) -> None:
+    images = fixture.tensors("io")["in/img"]
+    imported = peer_var_tokenizer.load(fixture, (images.shape[2], images.shape[3]))
+    peer.assert_round_trip(imported, fixture.tensors("weights"))
 
 
 @TOKENIZERS
@@ -165,25 +164,3 @@ def test_the_epsilon_of_the_norms(fixture: golden.Fixture) -> None:
         last = _per_scale(io, "fhat")[-1]
         decoded = model.decoder(model.post_quant_conv(last)).clamp(-1, 1)
         _matches(decoded, io["out/eps_probe_rec"], "eps_probe_rec")
-
-
-def _manifests() -> list:
-    paths = sorted(golden.root().glob("var/manifests/vae_*.json"))
-    if not paths:
-        return [pytest.param(None, marks=pytest.mark.skip(reason="no manifest"), id="none")]
-    return [pytest.param(json.loads(path.read_text()), id=path.stem) for path in paths]
-
-
-@pytest.mark.parametrize("manifest", _manifests())
-def test_released_weights_fit_one_to_one(manifest: dict) -> None:
-    """Every name and shape of the released file has its place in `tokenizer=var`."""
-    side = manifest["config"]["v_patch_nums"][-1] * 16
-    with torch.device("meta"):
-        model = peer_var_tokenizer.tokenizer(manifest["config"], (side, side))
-        weights = {name: torch.empty(shape) for name, shape in manifest["keys"].items()}
-        theirs = peer_var_tokenizer.renamed(weights)
-    own = {name: list(value.shape) for name, value in model.state_dict().items()}
-    for name in peer_var_tokenizer.BOOKKEEPING:
-        del own[f"bottleneck.{name}"]
-    assert own == {name: list(value.shape) for name, value in theirs.items()}
-    assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]

@@ -1,4 +1,4 @@
-"""Published weights into vqgen's modules and back: recognize, describe, match by name, check."""
+"""Published weights into vqgen's modules: recognize, describe, match by name, check."""
 
 import re
 from collections.abc import Mapping
@@ -15,9 +15,11 @@ from vqgen.contracts import LatentSpec, Pyramid
 from vqgen.importing import files, layout
 from vqgen.importing.family import Description, Family, Hints
 from vqgen.importing.llamagen import LLAMAGEN_GPT
+from vqgen.importing.var import VAR, VAR_VAE
 from vqgen.importing.vqgan import LLAMAGEN_VQ, TAMING_VQGAN
 
-FAMILIES = {family.name: family for family in (LLAMAGEN_VQ, LLAMAGEN_GPT, TAMING_VQGAN)}
+KNOWN = (LLAMAGEN_VQ, LLAMAGEN_GPT, VAR_VAE, VAR, TAMING_VQGAN)
+FAMILIES = {family.name: family for family in KNOWN}
 AUTO = "auto"
 CLOSE = 1e-2  # files in bfloat16 store derivable tables to 3 digits
 
@@ -107,8 +109,9 @@ class Match:
         with torch.device("meta"):
             self.module = self._make()  # names and shapes, no memory
         self.shapes = {n: tuple(v.shape) for n, v in self.module.state_dict().items()}
-        names = [name for name in self.shapes if name not in description.own]
-        self.links = layout.links(description.rows, names, levels=description.levels)
+        self.own = {**description.own, **_frozen(latents)}
+        names = [name for name in self.shapes if name not in self.own]
+        self.links = layout.links(family.rows(description.architecture), names, levels=description.levels)
         self.wanted = layout.expected(self.links, self.shapes)
 
     def _make(self) -> Any:
@@ -137,7 +140,7 @@ class Match:
         )
         if wrong:
             raise ValueError(f"{wrong}\nIt is not the {self.family.name} that its sizes describe")
-        ours = layout.to_ours(self.links, theirs, self.shapes) | self.description.own
+        ours = layout.to_ours(self.links, theirs, self.shapes) | self.own
         return {name: _checked(name, tensor, source) for name, tensor in ours.items()}
 
     def _explained(self, theirs: Mapping[str, Tensor]) -> set[str]:
@@ -165,12 +168,6 @@ class Match:
                 f"({tuple(want.shape)}): the file is damaged, or of another image size; type --size"
             )
 
-    def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our state dict -> the peer's."""
-        unsaved = self.description.unsaved
-        more = {name: value for name, value in self.peers_own.items() if name not in unsaved}
-        return layout.to_theirs(self.links, ours) | more
-
 
 def model(
     path: Path,
@@ -189,6 +186,13 @@ def model(
     made = match._make()
     checkpoint.load_strict(made, tensors, str(path))
     return made.eval()
+
+
+def _frozen(latents: Latents | None) -> dict[str, Tensor]:
+    """What a prior keeps of its tokenizer."""
+    if latents is None or latents.pyramid is None:
+        return {}
+    return {f"pyramid.{name}": value for name, value in latents.pyramid.state_dict().items()}
 
 
 def _checked(name: str, tensor: Tensor, source: str) -> Tensor:

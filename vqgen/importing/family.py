@@ -1,6 +1,6 @@
 """What the importer has to know about a family of published models; one file per family says it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,12 +17,14 @@ class Hints:
     config  the peer's constructor arguments, flat; {} if the user has none
     size    (height, width) of the images, as typed; None: what is published for this file
     factor  pixels per side of a token, of the tokenizer beside a prior
+    scales  of the prior beside a multi-scale tokenizer
     name    of the file: the released ones say their size in it
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     size: Size | None = None
     factor: int = 16
+    scales: Sequence[Size] | None = None
     name: str = ""
 
 
@@ -31,7 +33,7 @@ class Description:
     """A model as read from the keys and shapes of a file.
 
     architecture  the node that build.py makes it from
-    rows, levels  its names, see layout.py
+    levels        of an autoencoder
     spec          of a prior: the latents it was trained on; of a tokenizer None
     num_classes   of a prior
     factor        of a published prior: pixels per side of the tokens it was trained on
@@ -44,7 +46,6 @@ class Description:
     """
 
     architecture: dict[str, Any]
-    rows: list[Row]
     levels: int = 0
     spec: TokenSpec | None = None
     num_classes: int = 0
@@ -62,6 +63,9 @@ class Family:
 
     mark      a key that every file of the family has and no other family's
     places    where the state dict lies in the file, in the order the peer's own scripts look
+    describe  (shapes by the peer's names, hints) -> the model; KeyError for a name it misses
+    rows      the names of the model with this architecture, see layout.py
+    settings  (architecture with all defaults, its latents) -> the peer's constructor arguments
     averaged  whether a stored moving average ("ema") comes before the weights themselves
     ignored   patterns of further keys, with the reason why they are left
     partner   of a prior: the family of its tokenizer
@@ -72,6 +76,8 @@ class Family:
     mark: str
     places: tuple[str, ...]
     describe: Callable[[Shapes, Hints], Description]
+    rows: Callable[[dict[str, Any]], list[Row]]
+    settings: Callable[[dict[str, Any], TokenSpec], dict[str, Any]]
     averaged: bool = False
     ignored: tuple[tuple[str, str], ...] = ()
     partner: str | None = None

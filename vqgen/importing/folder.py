@@ -53,6 +53,7 @@ def import_files(
 
 def _import_tokenizer(tokenizer: Published, out: Path, hints: Hints) -> list[str]:
     match = Match(tokenizer.family, tokenizer.describe(hints))
+    load(tokenizer, match)
     with fresh_folder(out, "tokenizer") as folder:
         save_tokenizer(tokenizer, match, folder)
     return [_line(tokenizer, match, out / "tokenizer")]
@@ -64,10 +65,13 @@ def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints
     assert description.spec is not None
     height, width = description.spec.scales[-1]
     size = hints.size or (height * factor, width * factor)
-    encoder = Match(tokenizer.family, tokenizer.describe(replace(hints, size=size)))
+    more = replace(hints, size=size, scales=description.spec.scales)
+    encoder = Match(tokenizer.family, tokenizer.describe(more))
+    load(tokenizer, encoder)
     beside = Beside.of_match(tokenizer.family.name, encoder)
     _check_pair(prior, description, beside)
     match = Match(prior.family, description, beside.latents)
+    load(prior, match)
     with fresh_folder(out, "tokenizer", "prior") as folder:
         mark = save_tokenizer(tokenizer, encoder, folder)
         save_prior(prior, match, folder, mark)
@@ -85,11 +89,12 @@ def _add_prior(prior: Published, out: Path, hints: Hints) -> list[str]:
             f"--out {out} ({prior.family.name} wants a {prior.family.partner} file)"
         )
     header = checkpoint.read_header(out / "tokenizer")
-    beside = Beside.of_header(header)
+    beside = Beside.of_folder(out / "tokenizer")
     size = hints.size or tuple(header["architecture"]["image_size"])  # of the tokenizer there
     description = prior.describe(replace(hints, factor=beside.factor, size=size))
     _check_pair(prior, description, beside)
     match = Match(prior.family, description, beside.latents)
+    load(prior, match)
     with fresh_folder(out, "prior") as folder:
         save_prior(prior, match, folder, header["fingerprint"])
     return [_line(prior, match, out / "prior")]
@@ -117,11 +122,13 @@ class Beside:
         return cls(family, factor, Latents(module.spec, module.pyramid))
 
     @classmethod
-    def of_header(cls, header: dict[str, Any]) -> "Beside":
+    def of_folder(cls, folder: Path) -> "Beside":
         """One that is saved already."""
+        saved = checkpoint.read_model(folder, "tokenizer")
         with torch.device("meta"):
-            module = build.model(header["architecture"])
-        family = header["facts"].get("imported", {}).get("family")
+            module = build.model(saved.architecture)
+        module.load_state_dict(saved.tensors, assign=True)
+        family = saved.facts.get("imported", {}).get("family")
         if not isinstance(module.spec, TokenSpec):
             raise ValueError("wanted a tokenizer with tokens beside the prior, got features")
         factor = module.image_size[0] // module.spec.scales[-1][0]
@@ -151,6 +158,12 @@ def _check_pair(prior: Published, description: Description, beside: Beside) -> N
         )
 
 
+def load(published: Published, match: Match) -> None:
+    """Put the weights into the module without a copy: what is mapped stays on disk."""
+    tensors = match.to_ours(published.tensors, str(published.source))
+    match.module.load_state_dict(tensors, assign=True)
+
+
 def save_tokenizer(published: Published, match: Match, folder: Path) -> str:
     """Write folder/tokenizer; returns its fingerprint."""
     facts = {"class_names": [], **_origin(published), **match.description.facts}
@@ -178,8 +191,6 @@ def imagenet_classes() -> list[str]:
 
 
 def _save(published: Published, match: Match, folder: Path, facts: dict[str, Any]) -> str:
-    tensors = match.to_ours(published.tensors, str(published.source))
-    match.module.load_state_dict(tensors, assign=True)  # no copy: what is mapped stays on disk
     return checkpoint.save_model(
         folder,
         match.module,

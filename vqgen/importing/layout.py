@@ -18,7 +18,8 @@ class Row:
     ours, theirs  a name, or several separated by spaces (one side at least is a single one).
                   {word} stands for a part between dots, the same on both sides; {i} is a level
                   counted from the finest and {up} the same counted from the other end
-    shape         the peer's shape where it differs, with one -1
+    shape         the peer's shape where it differs: one -1 for what is left; a last 0 is our last
+                  axis
     """
 
     ours: str
@@ -94,7 +95,7 @@ def to_theirs(table: Iterable[Link], ours: Mapping[str, Tensor]) -> dict[str, Te
     for link in table:
         whole = _stack([ours[name] for name in link.ours])
         for name, part in zip(link.theirs, whole.chunk(len(link.theirs)), strict=True):
-            tensors[name] = part.reshape(link.shape) if link.shape else part
+            tensors[name] = part.reshape(_reshaped(tuple(part.shape), link.shape))
     return tensors
 
 
@@ -120,8 +121,9 @@ def _pattern(template: str) -> str:
 def _reshaped(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> tuple[int, ...]:
     if wanted is None:
         return shape
-    known = -prod(wanted)  # one entry is -1
-    return tuple(prod(shape) // known if side == -1 else side for side in wanted)
+    sides = [shape[-1] if side == 0 else side for side in wanted]
+    known = -prod(sides)  # one entry is -1
+    return tuple(prod(shape) // known if side == -1 else side for side in sides)
 
 
 def _stack(parts: list[Tensor]) -> Tensor:

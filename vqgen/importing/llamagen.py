@@ -71,7 +71,6 @@ def _describe(shapes: Shapes, hints: Hints) -> Description:
         facts |= _settings(published)
     return Description(
         architecture=architecture,
-        rows=ROWS,
         spec=TokenSpec(vocab, (_grid(shapes, hints, published),)),
         num_classes=num_classes,
         factor=FACTOR if published else None,
@@ -154,6 +153,31 @@ def _rotary(
     return {ROTARY: torch.cat((torch.zeros(condition, *image.shape[1:]), image))}
 
 
+def _peers_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
+    is_text = bool(node["text_length"])
+    return {
+        "dim": node["width"],
+        "n_layer": node["depth"],
+        "n_head": node["heads"],
+        "n_kv_head": node["kv_heads"],
+        "multiple_of": node["multiple_of"],
+        "ffn_dim_multiplier": node["ffn_multiplier"],
+        "rope_base": node["rope_base"],
+        "norm_eps": node["norm_eps"],
+        "class_dropout_prob": node["label_dropout"],
+        "token_dropout_p": node["token_dropout"],
+        "attn_dropout_p": node["attention_dropout"],
+        "resid_dropout_p": node["residual_dropout"],
+        "ffn_dropout_p": node["ffn_dropout"],
+        "drop_path_rate": node["drop_path"],
+        "model_type": "t2i" if is_text else "c2i",
+        "cls_token_num": node["text_length"] or 1,
+        "caption_dim": node["text_dim"] or 2048,
+        "vocab_size": spec.vocab_size,
+        "block_size": spec.length,
+    }
+
+
 def _settings(published: dict[str, Any]) -> dict[str, Any]:
     """The peer's settings for sampling: those of its demo are the defaults."""
     top_k = published["top_k"]
@@ -194,6 +218,8 @@ LLAMAGEN_GPT = Family(
     mark="tok_embeddings.weight",
     places=("model", "module", "state_dict", ""),
     describe=_describe,
+    rows=lambda node: ROWS,
+    settings=_peers_settings,
     ignored=((r"layers\.\d+\.attention\.kv_cache\..*", "left over from a generation"),),
     partner="llamagen-vq",
 )

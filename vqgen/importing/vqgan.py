@@ -1,11 +1,12 @@
 """LlamaGen's and taming's VQ tokenizers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vqgen.contracts import LatentSpec, Size
+from vqgen.contracts import LatentSpec, Size, TokenSpec
 from vqgen.importing import autoencoders
 from vqgen.importing.autoencoders import LLAMAGEN, TAMING, Naming
 from vqgen.importing.family import Description, Family, Hints
@@ -56,7 +57,6 @@ def _description(
     codebook = "bottleneck.codebook"
     return Description(
         architecture={**node, "bottleneck": bottleneck},
-        rows=[*autoencoders.rows(names), Row(f"{codebook}.weight", CODES)],
         levels=autoencoders.levels(shapes, names),
         own={
             f"{codebook}.usage": torch.ones(shapes[CODES][0]),
@@ -85,6 +85,44 @@ def _published_size(name: str) -> int:
     return next((size for size in (256, 384, 512) if str(size) in name), 256)
 
 
+def _rows(names: Naming) -> Callable[[dict[str, Any]], list[Row]]:
+    return lambda node: [*autoencoders.rows(names), Row("bottleneck.codebook.weight", CODES)]
+
+
+def _llamagen_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
+    bottleneck = node["bottleneck"]
+    return {
+        "codebook_size": spec.vocab_size,
+        "codebook_embed_dim": bottleneck["codebook"]["dim"],
+        "codebook_l2_norm": bottleneck["codebook"]["normalize"],
+        "commit_loss_beta": bottleneck["commitment_weight"],
+        "entropy_loss_ratio": bottleneck["entropy_weight"],
+        "encoder_ch_mult": node["encoder"]["multipliers"],
+        "decoder_ch_mult": node["decoder"]["multipliers"],
+        "z_channels": node["z_channels"],
+        "dropout_p": node["encoder"]["dropout"],
+    }
+
+
+def _taming_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
+    encoder, resolution = node["encoder"], node["image_size"][0]
+    net = {
+        "double_z": False,
+        "z_channels": node["z_channels"],
+        "resolution": resolution,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": encoder["channels"],
+        "ch_mult": encoder["multipliers"],
+        "num_res_blocks": encoder["blocks"][0],
+        "attn_resolutions": [resolution // 2**level for level in encoder["attention_levels"]],
+        "dropout": encoder["dropout"],
+    }
+    beta = node["bottleneck"]["codebook_weight"]
+    width = node["bottleneck"]["codebook"]["dim"]
+    return {"embed_dim": width, "n_embed": spec.vocab_size, "beta": beta, "ddconfig": net}
+
+
 USED = "quantize.codebook_used"
 
 
@@ -100,6 +138,8 @@ LLAMAGEN_VQ = Family(
     places=("model", "state_dict", ""),
     averaged=True,
     describe=_llamagen,
+    rows=_rows(LLAMAGEN),
+    settings=_llamagen_settings,
 )
 TAMING_VQGAN = Family(
     name="taming-vqgan",
@@ -107,5 +147,7 @@ TAMING_VQGAN = Family(
     mark="encoder.mid.attn_1.q.weight",
     places=("state_dict", "model", ""),
     describe=_taming,
+    rows=_rows(TAMING),
+    settings=_taming_settings,
     ignored=((r"loss\..*", "the networks of its training loss"),),
 )
