@@ -100,6 +100,7 @@ class Pipeline:
         batch: int = 32,
         known: Known | None = None,
         on_step: OnStep | None = None,
+        text: Condition | None = None,
         **knobs: Any,
     ) -> Tensor:
         """Sample latents, as the prior's spec says; number i depends on labels[i] and seeds[i]
@@ -113,17 +114,18 @@ class Pipeline:
         batch     images sampled at once
         known     latents to keep (inpainting)
         on_step   called with (steps done, steps in all, latents so far) of the batch under way
+        text      of a text-to-image prior: one caption per image, as vqgen.text embeds them
         knobs     the prior's own, for instance temperature=0.9, top_k=100, top_p=0.95 (None is off)
 
         Raises ValueError for arguments that do not fit the model or each other.
         """
-        prior, total = self.prior, _count(labels, n, seeds)
+        prior, total = self.prior, _count(labels, n if text is None else text.batch, seeds)
         if batch < 1:
             raise ValueError(f"wanted batch of at least 1, got {batch}")
         seeds = list(range(total)) if seeds is None else list(seeds)
         scale = guidances.parse(guidance)
         settings = self._knobs(knobs)
-        condition = self._condition(labels, total)
+        condition = self._condition(labels, total) if text is None else text.map(self._here)
         done = []
         for start in range(0, total, batch):
             rows = slice(start, start + batch)
@@ -146,6 +148,9 @@ class Pipeline:
         if images.dtype == torch.uint8:
             images = images.float() / 127.5 - 1
         return self.decode(self.tokenizer.encode(images.to(self.device)))
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
 
     def _condition(self, labels: Sequence[int | str] | None, total: int) -> Condition:
         if labels is not None:
