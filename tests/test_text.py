@@ -84,9 +84,7 @@ def test_a_text_prior_samples_what_its_captions_say(folder: Path) -> None:
     encode = text.t5(str(folder), length=LENGTH)
     tokenizer = tiny.tokenizer()
     torch.manual_seed(3)
-    prior = LlamaGen(
-        tokenizer.spec, width=32, depth=2, heads=2, text_length=LENGTH, text_dim=DIM
-    )
+    prior = LlamaGen(tokenizer.spec, width=32, depth=2, heads=2, text_length=LENGTH, text_dim=DIM)
     torch.nn.init.normal_(prior.head.weight)
     pipe = Pipeline(tokenizer, prior)
     both = pipe.sample_latents(text=encode(["a bird", "two red fish"]), seeds=[5, 5], guidance=3.0)

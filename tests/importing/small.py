@@ -67,9 +67,7 @@ def save(folder: Path, tokenizer: dict[str, Any], prior: dict[str, Any]) -> Path
     )
     model = randomized(build.prior(prior, made, num_classes=3))
     facts = {"class_names": ["a", "b", "c"], "num_classes": 3, "tokenizer_fingerprint": mark}
-    checkpoint.save_model(
-        folder / "prior", model, kind="prior", architecture=prior, facts=facts
-    )
+    checkpoint.save_model(folder / "prior", model, kind="prior", architecture=prior, facts=facts)
     return folder
 
 

@@ -27,9 +27,7 @@ def latents_of(manifest: Manifest, spec) -> Latents:
         return Latents(spec)
     channels = manifest.shapes["word_embed.weight"][1]
     codes = torch.zeros(1, spec.vocab_size, channels)
-    return Latents(
-        spec, FrozenPyramid(scales=spec.scales, codes=codes, phi=Phi(channels, count=4))
-    )
+    return Latents(spec, FrozenPyramid(scales=spec.scales, codes=codes, phi=Phi(channels, count=4)))
 
 
 @pytest.mark.parametrize("manifest", [pytest.param(m, id=n) for n, m in FOUND.items()] or NONE)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from vqgen.contracts import Condition, Guidance
 
+
 def condition(inputs: dict[str, Tensor], labels: str = "labels", masked: bool = True) -> Condition:
     """The condition of a fixture: its caption and mask, or its labels (num_classes is no class)."""
     if "caption" in inputs:

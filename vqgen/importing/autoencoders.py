@@ -43,7 +43,9 @@ VAR = Naming(**{**vars(TAMING), "fused": True})
 
 def rows(names: Naming) -> list[Row]:
     """The table of everything but the bottleneck."""
-    table = [Row(f"{conv}.{{leaf}}", f"{conv}.{{leaf}}") for conv in ("quant_conv", "post_quant_conv")]
+    table = [
+        Row(f"{conv}.{{leaf}}", f"{conv}.{{leaf}}") for conv in ("quant_conv", "post_quant_conv")
+    ]
     for side, level, resample in (
         ("encoder", names.down, "downsample"),
         ("decoder", names.up, "upsample"),

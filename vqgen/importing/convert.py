@@ -111,7 +111,9 @@ class Match:
         self.shapes = {n: tuple(v.shape) for n, v in self.module.state_dict().items()}
         self.own = {**description.own, **_frozen(latents)}
         names = [name for name in self.shapes if name not in self.own]
-        self.links = layout.links(family.rows(description.architecture), names, levels=description.levels)
+        self.links = layout.links(
+            family.rows(description.architecture), names, levels=description.levels
+        )
         self.wanted = layout.expected(self.links, self.shapes)
 
     def _make(self) -> Any:

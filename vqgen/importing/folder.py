@@ -174,7 +174,9 @@ def save_prior(published: Published, match: Match, folder: Path, mark: str) -> N
     """Write folder/prior, for the tokenizer with this fingerprint."""
     count = match.description.num_classes
     facts = {
-        "class_names": imagenet_classes() if count == 1000 else [f"class {i}" for i in range(count)],
+        "class_names": imagenet_classes()
+        if count == 1000
+        else [f"class {i}" for i in range(count)],
         "num_classes": count,
         "tokenizer_fingerprint": mark,
         **_origin(published),

@@ -75,9 +75,7 @@ def expected(table: Iterable[Link], ours: Shapes) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def to_ours(
-    table: Iterable[Link], theirs: Mapping[str, Tensor], ours: Shapes
-) -> dict[str, Tensor]:
+def to_ours(table: Iterable[Link], theirs: Mapping[str, Tensor], ours: Shapes) -> dict[str, Tensor]:
     """The peer's tensors under our names, as float32; they fit `expected`."""
     tensors: dict[str, Tensor] = {}
     for link in table:

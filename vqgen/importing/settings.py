@@ -19,7 +19,9 @@ def read(paths: Sequence[Path]) -> dict[str, Any]:
             text = path.read_text()
             content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"wanted --config as a JSON or YAML file, got {path}: {error}") from error
+            raise ValueError(
+                f"wanted --config as a JSON or YAML file, got {path}: {error}"
+            ) from error
         if not isinstance(content, dict):
             raise ValueError(f"wanted a dictionary of settings in {path}, got {content!r:.60}")
         flat |= flattened(content)
