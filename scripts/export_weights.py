@@ -14,8 +14,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a pipeline folder, or a stage-1 run")
     parser.add_argument("--part", required=True, choices=("tokenizer", "prior"))
-    parser.add_argument("--as", default=AUTO, dest="wanted", help=f"auto (as it was imported), {', '.join(FAMILIES)}")  # fmt: skip
-    parser.add_argument("--out", required=True, type=Path, help="FILE.pt, .pth, .ckpt or .safetensors")  # fmt: skip
+    kinds = ", ".join(FAMILIES)
+    parser.add_argument("--as", default=AUTO, dest="wanted", help=f"auto: as imported; {kinds}")
+    parser.add_argument("--out", required=True, type=Path, help="FILE.pt or FILE.safetensors")
     typed = parser.parse_args()
     folder = typed.folder / "pipeline" if (typed.folder / "pipeline").is_dir() else typed.folder
     try:

@@ -20,12 +20,13 @@ def size(text: str) -> tuple[int, int]:
 def main() -> None:
     """Read what was typed, import, print a line per file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a tokenizer's weights, a prior's, or both")  # fmt: skip
-    parser.add_argument("--out", required=True, type=Path, help="the folder to make")
-    parser.add_argument("--as", action="append", default=[], dest="wanted", metavar="KIND", help=f"once per file: {', '.join((AUTO, *FAMILIES))}")  # fmt: skip
-    parser.add_argument("--size", type=size, metavar="N or HxW", help="of the images in pixels, where it is not the published one")  # fmt: skip
-    parser.add_argument("--weights", default=AUTO, choices=(AUTO, "model", "ema"), help="auto: what the peer's own scripts load")  # fmt: skip
-    parser.add_argument("--config", action="append", default=[], type=Path, help="the peer's settings (JSON or YAML), for sizes that were not published")  # fmt: skip
+    add, kinds = parser.add_argument, ", ".join((AUTO, *FAMILIES))
+    add("files", nargs="+", type=Path, metavar="FILE", help="a tokenizer, a prior, or both")
+    add("--out", required=True, type=Path, help="the folder to make")
+    add("--as", action="append", default=[], dest="wanted", metavar="KIND", help=kinds)
+    add("--size", type=size, metavar="N or HxW", help="pixels, where not the published ones")
+    add("--weights", default=AUTO, choices=(AUTO, "model", "ema"), help="auto: as the peer does")
+    add("--config", action="append", default=[], type=Path, help="the peer's settings, if needed")
     typed = parser.parse_args()
     try:
         hints = Hints(config=settings.read(typed.config), size=typed.size)

@@ -114,7 +114,7 @@ class Pipeline:
         batch     images sampled at once
         known     latents to keep (inpainting)
         on_step   called with (steps done, steps in all, latents so far) of the batch under way
-        text      of a text-to-image prior: one caption per image, as vqgen.text embeds them
+        text      one caption per image, as vqgen.text embeds them
         knobs     the prior's own, for instance temperature=0.9, top_k=100, top_p=0.95 (None is off)
 
         Raises ValueError for arguments that do not fit the model or each other.
@@ -125,7 +125,7 @@ class Pipeline:
         seeds = list(range(total)) if seeds is None else list(seeds)
         scale = guidances.parse(guidance)
         settings = self._knobs(knobs)
-        condition = self._condition(labels, total) if text is None else text.map(self._here)
+        condition = (text or self._condition(labels, total)).map(lambda part: part.to(self.device))
         done = []
         for start in range(0, total, batch):
             rows = slice(start, start + batch)
@@ -148,9 +148,6 @@ class Pipeline:
         if images.dtype == torch.uint8:
             images = images.float() / 127.5 - 1
         return self.decode(self.tokenizer.encode(images.to(self.device)))
-
-    def _here(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device)
 
     def _condition(self, labels: Sequence[int | str] | None, total: int) -> Condition:
         if labels is not None:

@@ -113,7 +113,7 @@ def t5(
         )
         return made["input_ids"], made["attention_mask"]
 
+    moved: Any = network
+    moved.to(device)
     mark = checkpoint.fingerprint(network.state_dict(), {"config": network.config.to_dict()})
-    return TextEncoder(
-        tokenize=tokenize, network=network.to(device), length=length, cache=cache, mark=mark
-    )
+    return TextEncoder(tokenize=tokenize, network=moved, length=length, cache=cache, mark=mark)

@@ -120,7 +120,11 @@ def _side(
             f"wanted levels whose widths are multiples of the first, {channels}, got {widths}; "
             "this is not a published autoencoder's layout"
         )
-    attentive = [i for i, level in enumerate(levels) if f"{level}.{names.attention}.0.norm.weight" in shapes]  # fmt: skip
+    attentive = [
+        index
+        for index, level in enumerate(levels)
+        if f"{level}.{names.attention}.0.norm.weight" in shapes
+    ]
     return {
         "_target_": f"vqgen.nn.autoencoder.{kind}",
         "_partial_": True,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqgen import build, checkpoint
 from vqgen.contracts import LatentSpec, Pyramid

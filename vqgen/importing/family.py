@@ -38,8 +38,8 @@ class Description:
     num_classes   of a prior
     factor        of a published prior: pixels per side of the tokens it was trained on
     own           tensors of ours that the peer does not have, with their values
-    peers_own     tensors of the peer that follow from its sizes, computed for the latents of a prior
-                  (None: a tokenizer). At import they may be there, and are checked, then dropped
+    peers_own     tensors of the peer that follow from its sizes, computed for its latents.
+                  At import they may be there, and are checked, then dropped
     loose         those of them whose values do not matter
     unsaved       those of them that the peer itself does not write
     facts         what the saved model says about itself: settings for sampling and their source

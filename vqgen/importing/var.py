@@ -50,7 +50,7 @@ def quantizer(shapes: Shapes, config: Any, scales: Sequence[Size]) -> dict[str, 
             "_target_": "vqgen.tokenizers.codebook.Codebook",
             "size": size,
             "dim": dim,
-            "start": "random",  # the codes are there: the first training batch must not replace them
+            "start": "random",  # the codes are there: no training batch may replace them
         },
         "scales": [list(scale) for scale in scales],
         "distance": "cosine" if config.get("using_znorm", False) else "l2",

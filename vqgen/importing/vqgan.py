@@ -26,7 +26,8 @@ def _llamagen(shapes: Shapes, hints: Hints) -> Description:
         entropy_weight=config.get("entropy_loss_ratio", 0.0),
     )
     dropout = config.get("dropout_p", 0.0)
-    size = hints.size or (_published_size(hints.name),) * 2
+    side = _published_size(hints.name)
+    size = hints.size or (side, side)
     return _description(
         shapes, LLAMAGEN, bottleneck, size, dropout, peers_own=_fresh_window, loose=(USED,)
     )
@@ -41,7 +42,8 @@ def _taming(shapes: Shapes, hints: Hints) -> Description:
         codebook_weight=config.get("beta", 0.25),
         entropy_weight=0.0,
     )
-    size = hints.size or (config.get("resolution", 256),) * 2
+    side = config.get("resolution", 256)
+    size = hints.size or (side, side)
     return _description(shapes, TAMING, bottleneck, size, config.get("dropout", 0.0))
 
 
@@ -75,7 +77,7 @@ def _bottleneck(shapes: Shapes, *, normalize: bool, **weights: float) -> dict[st
             "size": size,
             "dim": dim,
             "normalize": normalize,
-            "start": "random",  # the codes are there: the first training batch must not replace them
+            "start": "random",  # the codes are there: no training batch may replace them
         },
         **weights,
     }
