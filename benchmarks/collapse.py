@@ -92,7 +92,7 @@ def main() -> None:
         with torch.no_grad():
             tokens = model.encode(images)
             quality = psnr(model.decode(tokens).clamp(-1, 1), images).mean()
-        usage = ScaleUsage(SIZE, model.bottleneck.spec(model.latent_size).scales)
+        usage = ScaleUsage(SIZE, [(side, side) for side in SCALES])
         usage.update(tokens)
         print(f"{name:<28}{float(quality):>7.2f}  {usage.summary()}", flush=True)
 
