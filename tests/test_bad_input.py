@@ -94,6 +94,25 @@ def stage1_run(root: Path, name: str = "20260101_000000_tiny") -> Path:
     return run
 
 
+def multiscale_run(root: Path) -> Path:
+    """A finished stage-1 run of the tiny pyramid."""
+    run = root / "stage1" / "20260101_000000_pyramid"
+    codebook = {"_target_": "vqgen.tokenizers.codebook.Codebook", "size": 32, "dim": 8}
+    bottleneck = {
+        "_target_": "vqgen.tokenizers.multiscale.MultiScaleQuantizer",
+        "codebook": codebook,
+        "scales": [1, [1, 2], [2, 3]],
+    }
+    checkpoint.save_model(
+        run / "tokenizer",
+        tiny.multiscale(),
+        kind="tokenizer",
+        architecture={**ARCHITECTURE, "bottleneck": bottleneck},
+        facts={"class_names": ["a", "b", "c"]},
+    )
+    return run
+
+
 def stage2_run(root: Path, mark: str | None = None) -> Path:
     """A finished stage-2 run of the tiny pair; with `mark`, of another tokenizer."""
     run = root / "stage2" / "20260101_000000_tiny"
@@ -253,6 +272,35 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "train_stage2",
         ["data.size=[16,24]"],
         "damaged",
+    ),
+    (
+        "trains a next-scale prior on tokens of one scale",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=var", "tokenizer=runs/stage1/20260101_000000_tiny", "data.size=[16,24]"],
+        "prior=var needs tokens of several scales, got one scale ((2, 3),); type prior=llamagen, "
+        "or train a multi-scale tokenizer: python train_stage1.py tokenizer=var",
+    ),
+    (
+        "has no multi-scale tokenizer yet",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=var"],
+        "python train_stage1.py tokenizer=var",
+    ),
+    (
+        "gave the prior heads that do not divide its width",
+        lambda p: multiscale_run(p / "runs"),
+        "train_stage2",
+        ["prior=var_d4", "prior.heads=3", "data.size=[16,24]", "logger=files"],
+        "change prior.heads",
+    ),
+    (
+        "trains a raster prior on a pyramid",
+        lambda p: multiscale_run(p / "runs"),
+        "train_stage2",
+        ["prior=llamagen", "tokenizer=runs/stage1/20260101_000000_pyramid", "data.size=[16,24]"],
+        "prior=llamagen needs tokens of one scale, got 3 scales",
     ),
     ("samples without a run", lambda p: None, "sample", [], "python train_stage2.py"),
     (

@@ -17,6 +17,7 @@ from vqgen.losses.gan import PatchGAN
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.nn.autoencoder import Decoder, Encoder
 from vqgen.priors.llamagen import LlamaGen
+from vqgen.priors.var import VAR
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.codebook import Codebook
 from vqgen.tokenizers.multiscale import MultiScaleQuantizer
@@ -90,6 +91,14 @@ def prior_for(spec: Any, num_classes: int = 3) -> LlamaGen:
     """A transformer of two layers over such tokens, with dropout."""
     torch.manual_seed(1)
     return LlamaGen(spec, width=32, depth=2, heads=2, num_classes=num_classes)
+
+
+def var(tokenizer: Tokenizer, num_classes: int = 3) -> VAR:
+    """A next-scale transformer of two layers over a pyramid."""
+    torch.manual_seed(1)
+    pyramid: Any = tokenizer.pyramid  # None where the prior refuses
+    sizes: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "gate_init": 0.1}
+    return VAR(tokenizer.spec, pyramid=pyramid, num_classes=num_classes, **sizes)
 
 
 def prior(num_classes: int = 3) -> LlamaGen:

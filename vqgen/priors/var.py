@@ -27,7 +27,7 @@ from vqgen.priors.conditioning import condition_tokens
 from vqgen.priors.requests import check_request
 from vqgen.priors.var_passes import CachedPasses
 from vqgen.priors.var_transformer import ScaleTransformer, weight_std
-from vqgen.sampling.branches import Branches
+from vqgen.sampling.branches import Branches, padded
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.logits import LogitKnobs
 
@@ -138,7 +138,7 @@ class VAR(Prior):
         channels]: the canvas of all scales before."""
         canvas, maps = self.pyramid.blank(len(tokens)), []
         for scale in range((scales or len(self.ends)) - 1):
-            canvas = self.pyramid.advance(canvas, tokens[:, self._places(scale)], scale)
+            canvas = self.pyramid.advance(canvas, tokens[:, self.places(scale)], scale)
             maps.append(self.pyramid.next_input(canvas, scale + 1))
         return maps
 
@@ -165,7 +165,7 @@ class VAR(Prior):
         nats = F.cross_entropy(logits, latents.flatten(), reduction="none").view_as(latents)
         parts: dict[str, Tensor] = {}
         for scale, (height, width) in enumerate(self.spec.scales):
-            bits = nats[:, self._places(scale)].sum(dim=1) / math.log(2)
+            bits = nats[:, self.places(scale)].sum(dim=1) / math.log(2)
             name = f"scale_{height}x{width}"
             parts[name] = parts[name] + bits if name in parts else bits
         return parts
@@ -177,7 +177,7 @@ class VAR(Prior):
             return count
         return min(count, 1 + int(self.calls) * count // self.progressive_steps)
 
-    def _places(self, scale: int) -> slice:
+    def places(self, scale: int) -> slice:
         """Where the tokens of a scale stand in the sequence."""
         return slice(self.ends[scale - 1] if scale else 0, self.ends[scale])
 
@@ -225,16 +225,18 @@ class VAR(Prior):
         with torch.autocast(device.type, enabled=False):
             vectors = [self.condition(part)[:, 0] for part in conditions]
             passes = CachedPasses(self.transformer, branches, vectors)
-            canvas = self.pyramid.blank(condition.batch)
+            # a convolution over one image rounds otherwise than over many
+            images = torch.arange(padded(condition.batch), device=device) % condition.batch
+            canvas = self.pyramid.blank(len(images))
             for scale in range(total):
-                places = self._places(scale)
+                places = self.places(scale)
                 if scale:
                     passes.hear(self.pyramid.next_input(canvas, scale))
                 chosen = choose(branches.guide(passes.logits(scale), scale), scale)
                 if known is not None:
                     chosen = torch.where(known.keep[:, places], known.latents[:, places], chosen)
                 tokens[:, places] = chosen
-                canvas = self.pyramid.advance(canvas, chosen, scale)
+                canvas = self.pyramid.advance(canvas, chosen[images], scale)
                 if on_step is not None:
                     on_step(scale + 1, total, tokens.clone())
         return tokens
