@@ -30,6 +30,10 @@ class Imported:
         links = [link for link in self.match.links if all(name in ours for name in link.ours)]
         return layout.to_theirs(links, ours)
 
+    def replace_weights(self, theirs: dict[str, Tensor]) -> None:
+        """Other values under the peer's names."""
+        self.module.load_state_dict(self.match.to_ours(theirs, "these weights"))
+
 
 def load(
     fixture: Fixture,

@@ -1,23 +1,21 @@
 """VAR's transformer and sampler against outputs of the published system."""
 
-import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from tests.parity import golden, peer_var_tokenizer
+from tests.parity import golden
 from tests.parity import var_peer as peer
+from tests.parity.peer import assert_round_trip, load
 from vqgen.contracts import Condition
+from vqgen.importing.convert import Latents
 from vqgen.sampling.logits import filter_logits
-from vqgen.tokenizers.pyramid import FrozenPyramid, Phi
 
 assert_matches = partial(golden.assert_matches, share=2e-5)
 assert_gradient_matches = partial(golden.assert_matches, share=1e-4)
-MANIFESTS = sorted(golden.root().glob("*/manifests/var_d*.json"))
 
 
 class Case:
@@ -28,13 +26,10 @@ class Case:
         self.io = fixture.tensors("io")
         vae = fixture.beside(self.config["vae"])
         side = 16 * self.config["model"]["patch_nums"][-1]
-        self.tokenizer = peer_var_tokenizer.load(
-            peer_var_tokenizer.tokenizer(vae.config["model"], (side, side)), vae.tensors("weights")
-        ).eval()
-        pyramid, spec = self.tokenizer.pyramid, self.tokenizer.spec
-        assert pyramid is not None
-        model = peer.build(self.config["model"], pyramid, spec.vocab_size)
-        self.model = peer.load(model, fixture.tensors("weights"))
+        self.tokenizer = load(vae, size=(side, side)).module
+        latents = Latents(self.tokenizer.spec, self.tokenizer.pyramid)
+        self.imported = load(fixture, latents=latents)
+        self.model = self.imported.module
         self.tokens = self.io["in/gt_BL"]
         self.condition = Condition.of_labels(self.io["in/label_B"])
 
@@ -100,7 +95,8 @@ def test_a_tiny_input_shows_the_norms_epsilon(case: Case) -> None:
     probe = case.config["eps_probe"]
     weights = case.fixture.tensors("weights")
     weights |= {name: weights[name].float() * probe["scale"] for name in probe["keys"]}
-    model = peer.load(case.model, weights)
+    case.imported.replace_weights(weights)
+    model = case.model
     assert_matches(model.logits(case.tokens, case.condition), case.io["out/eps_probe_logits"])
 
 
@@ -111,16 +107,19 @@ def test_loss_bits_and_gradients(case: Case) -> None:
     assert_matches(loss[None], case.io["out/loss"])
     bits = case.model.bits(case.tokens, case.condition)
     assert_matches(bits * torch.tensor(2.0).log(), case.io["out/ce_BL"].sum(dim=1))
+    gradients = case.imported.gradients()
     names = [name for name in case.io if name.startswith("out/grad/")]
     assert names
     for name in names:
         wanted = case.io[name]
-        got = peer.gradient_of(case.model, name.removeprefix("out/grad/")).reshape(wanted.shape)
+        got = gradients[name.removeprefix("out/grad/")].reshape(wanted.shape)
         assert_gradient_matches(got, wanted, name)
     for name, norm in case.config["info"]["grad_l2_norms"].items():
-        assert_gradient_matches(
-            peer.gradient_of(case.model, name).norm(), torch.tensor(norm), f"norm of {name}"
-        )
+        assert_gradient_matches(gradients[name].norm(), torch.tensor(norm), f"norm of {name}")
+
+
+def test_export_gives_the_peers_file_back(case: Case) -> None:
+    assert_round_trip(case.imported, case.fixture.tensors("weights"))
 
 
 def test_greedy_generation(case: Case) -> None:
@@ -195,19 +194,3 @@ def test_filters(fixture: golden.Fixture) -> None:
     for i, (top_k, top_p) in enumerate(fixture.config["combos_topk_topp"]):
         masked = filter_logits(io["in/logits"], 1.0, top_k or None, top_p or None)
         assert_same_filter(masked, io[f"out/masked_{i}"], f"top_k={top_k} top_p={top_p}")
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_published_names_and_shapes(path: Path) -> None:
-    manifest = json.loads(path.read_text())
-    config = manifest["config"]
-    sides = [(side, side) for side in config["patch_nums"]]
-    with torch.device("meta"):
-        codes = torch.empty(1, config["vocab_size"], config["Cvae"])
-        phi = Phi(config["Cvae"], count=4)
-        pyramid = FrozenPyramid(scales=sides, codes=codes, phi=phi)
-        model = peer.build(config, pyramid, config["vocab_size"])
-        published = {name: torch.empty(shape) for name, shape in manifest["keys"].items()}
-    assert peer.state_of(published, model).keys() == model.state_dict().keys()
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert count == manifest["num_parameters"]
