@@ -5,7 +5,7 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli
+from vqgen import build, cli, finetune
 from vqgen.training import launch
 from vqgen.training.stage1 import Stage1
 
@@ -20,8 +20,8 @@ def main(config: DictConfig) -> int:
     settings = build.plain(config)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
-    architecture = {**settings["tokenizer"], "image_size": list(data.image_size)}
-    tokenizer = build.make(architecture)
+    start = finetune.begin_tokenizer(settings, cli.typed_overrides(), data.image_size)
+    tokenizer, settings["tokenizer"] = start.model, start.settings
     loss = build.make(settings["loss"])
     loss.check_size(data.image_size)
     if settings["train"]["channels_last"]:
@@ -34,11 +34,12 @@ def main(config: DictConfig) -> int:
         tokenizer,
         loss,
         launch.recipe(settings["train"]),
-        architecture=architecture,
+        architecture=start.architecture,
         facts={
             "class_names": list(data.class_names),
             "data": data.describe(),
             "perceptual_random": random_lpips,
+            **start.facts,
         },
     )
     derived = {"run": str(run.folder), "perceptual_random": random_lpips, **data.describe()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli, pipeline, runs
+from vqgen import build, cli, finetune, pipeline, runs
 from vqgen.data.encoded import EncodedImages
 from vqgen.training import launch
 from vqgen.training.stage2 import Stage2
@@ -33,7 +33,8 @@ def main(config: DictConfig) -> int:
             f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
             f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
         )
-    prior = build.prior(settings["prior"], tokenizer, num_classes=data.num_classes)
+    start = finetune.begin_prior(settings, cli.typed_overrides(), tokenizer, data.num_classes)
+    prior, settings["prior"] = start.model, start.settings
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
     words = [
@@ -48,12 +49,13 @@ def main(config: DictConfig) -> int:
         image_size=tokenizer.image_size,
         preview=partial(pipeline.preview, tokenizer, tuple(data.class_names), settings["preview"]),
         tokenizer=export,
-        architecture=settings["prior"],
+        architecture=start.architecture,
         facts={
             "class_names": list(data.class_names),
             "num_classes": data.num_classes,
             "tokenizer_fingerprint": fingerprint,
             "data": data.describe(),
+            **start.facts,
         },
     )
     derived = {"run": str(run.folder), "tokenizer": str(export), **data.describe()}
@@ -69,6 +71,8 @@ def find_tokenizer(settings: dict) -> Path:
     """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
     read."""
     given = settings["tokenizer"]
+    if given == "auto" and settings["init"]:
+        return finetune.find(settings["init"], "tokenizer")
     if given != "auto":
         for folder in (Path(given) / "tokenizer", Path(given)):
             if (folder / "model.safetensors").is_file():

@@ -94,6 +94,25 @@ def stage1_run(root: Path, name: str = "20260101_000000_tiny") -> Path:
     return run
 
 
+def multiscale_run(root: Path) -> Path:
+    """A finished stage-1 run of the tiny pyramid."""
+    run = root / "stage1" / "20260101_000000_pyramid"
+    codebook = {"_target_": "vqgen.tokenizers.codebook.Codebook", "size": 32, "dim": 8}
+    bottleneck = {
+        "_target_": "vqgen.tokenizers.multiscale.MultiScaleQuantizer",
+        "codebook": codebook,
+        "scales": [1, [1, 2], [2, 3]],
+    }
+    checkpoint.save_model(
+        run / "tokenizer",
+        tiny.multiscale(),
+        kind="tokenizer",
+        architecture={**ARCHITECTURE, "bottleneck": bottleneck},
+        facts={"class_names": ["a", "b", "c"]},
+    )
+    return run
+
+
 def stage2_run(root: Path, mark: str | None = None) -> Path:
     """A finished stage-2 run of the tiny pair; with `mark`, of another tokenizer."""
     run = root / "stage2" / "20260101_000000_tiny"
@@ -254,6 +273,35 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["data.size=[16,24]"],
         "damaged",
     ),
+    (
+        "trains a next-scale prior on tokens of one scale",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=var", "tokenizer=runs/stage1/20260101_000000_tiny", "data.size=[16,24]"],
+        "prior=var needs tokens of several scales, got one scale ((2, 3),); type prior=llamagen, "
+        "or train a multi-scale tokenizer: python train_stage1.py tokenizer=var",
+    ),
+    (
+        "has no multi-scale tokenizer yet",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=var"],
+        "python train_stage1.py tokenizer=var",
+    ),
+    (
+        "gave the prior heads that do not divide its width",
+        lambda p: multiscale_run(p / "runs"),
+        "train_stage2",
+        ["prior=var_d4", "prior.heads=3", "data.size=[16,24]", "logger=files"],
+        "change prior.heads",
+    ),
+    (
+        "trains a raster prior on a pyramid",
+        lambda p: multiscale_run(p / "runs"),
+        "train_stage2",
+        ["prior=llamagen", "tokenizer=runs/stage1/20260101_000000_pyramid", "data.size=[16,24]"],
+        "prior=llamagen needs tokens of one scale, got 3 scales",
+    ),
     ("samples without a run", lambda p: None, "sample", [], "python train_stage2.py"),
     (
         "samples from a folder that is not there",
@@ -312,6 +360,61 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "train_stage1",
         ["tokenizer.bottleneck.codebook.update=emaa", *QUICK],
         "tokenizer.bottleneck.codebook.update=learned",
+    ),
+    (
+        "gave scales that end before the latent grid",
+        lambda p: None,
+        "train_stage1",
+        ["tokenizer=var", "tokenizer.bottleneck.scales=[1,2,4]", *QUICK],
+        "latent grid of 8 x 8, got scales that end at 4 x 4; "
+        "type tokenizer.bottleneck.scales=[1,2,4,8]",
+    ),
+    (
+        "gave scales that exceed the latent grid",
+        lambda p: None,
+        "train_stage1",
+        ["tokenizer=var", "tokenizer.bottleneck.scales=[1,4,16]", *QUICK],
+        "exceed it with 16 x 16; type tokenizer.bottleneck.scales=[1,4,8]",
+    ),
+    (
+        "gave scales that decrease",
+        lambda p: None,
+        "train_stage1",
+        ["tokenizer=var", "tokenizer.bottleneck.scales=[1,4,2,8]", *QUICK],
+        "from coarse to fine, got 2 x 2 after 4 x 4; type tokenizer.bottleneck.scales=[1,2,4,8]",
+    ),
+    (
+        "gave scales in words",
+        lambda p: None,
+        "train_stage1",
+        ["tokenizer=var", "tokenizer.bottleneck.scales=all", *QUICK],
+        "tokenizer.bottleneck.scales=auto",
+    ),
+    (
+        "wants a codebook per scale of scales not listed",
+        lambda p: None,
+        "train_stage1",
+        [
+            "tokenizer=var",
+            "tokenizer.bottleneck.scales=auto",
+            "tokenizer.bottleneck.own_codebooks=true",
+            *QUICK,
+        ],
+        "wanted a list of scales",
+    ),
+    (
+        "misspelt the distance of the codes",
+        lambda p: None,
+        "train_stage1",
+        ["tokenizer=var", "tokenizer.bottleneck.distance=l3", *QUICK],
+        "tokenizer.bottleneck.distance=l2",
+    ),
+    (
+        "gave a pyramid a size that its encoder cannot halve",
+        lambda p: None,
+        "train_stage1",
+        ["tokenizer=var", "data.size=30", *QUICK],
+        "data.size=[32,32]",
     ),
     ("asks for no image", lambda p: stage2_run(p / "runs"), "sample", ["n=0"], "at least 1"),
     (

@@ -14,11 +14,14 @@ TOKENIZERS = tiny.TOKENIZERS
 # One row per family: makes a prior for a tokenizer and a class count, or raises.
 PRIORS: dict[str, Callable[[Tokenizer, int], Prior]] = {
     "llamagen": lambda tokenizer, classes: tiny.prior_for(tokenizer.spec, classes),
+    "var": lambda tokenizer, classes: tiny.var(tokenizer, classes),
 }
 # (tokenizer, prior) that must fit; every other pair must refuse
 FITTING = {
     ("vq-learned", "llamagen"),
     ("vq-ema", "llamagen"),
+    ("var-learned", "var"),
+    ("var-ema-own", "var"),
 }
 
 

@@ -35,8 +35,9 @@ def compose(stage: str, *words: str) -> DictConfig:
 @pytest.mark.parametrize("tokenizer", options("stage1", "tokenizer"))
 def test_every_tokenizer_is_made(tokenizer: str, data: str) -> None:
     config = build.plain(compose("stage1", f"tokenizer={tokenizer}", f"data={data}"))
+    side = config["data"]["size"]  # a recipe may list scales, which fit the size of its data
     with torch.device("meta"):
-        made = build.make({**config["tokenizer"], "image_size": [256, 256]})
+        made = build.make({**config["tokenizer"], "image_size": [side, side]})
         loss = build.make(config["loss"] | {"perceptual": None})
     assert isinstance(made, Tokenizer) and isinstance(loss, Stage1Loss)
     assert launch.recipe(config["train"]).budget.progress(0, 0.0) == 0
@@ -84,6 +85,8 @@ def test_the_emoji_recipe_is_chosen_by_data_and_tokenizer() -> None:
     assert compose("stage1", "data=folder").loss.perceptual.missing == "error"
     assert compose("stage1", "tokenizer=vqgan_f8").loss.perceptual.missing == "error"
     assert compose("stage1", "tokenizer=vqvae").loss.gan is None
+    assert compose("stage1", "tokenizer=var").tokenizer.bottleneck.own_codebooks
+    assert compose("stage1", "tokenizer=var", "data=folder").tokenizer.bottleneck.scales == "auto"
 
 
 def type_in(folder: Path, program: str, *words: str) -> str:

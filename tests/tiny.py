@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from vqgen import build
-from vqgen.contracts import Tokenizer
+from vqgen.contracts import Bottleneck, Tokenizer
 from vqgen.data.images import ImageData
 from vqgen.data.store import ImageSet, Kept
 from vqgen.losses.gan import PatchGAN
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.nn.autoencoder import Decoder, Encoder
 from vqgen.priors.llamagen import LlamaGen
+from vqgen.priors.var import VAR
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.codebook import Codebook
+from vqgen.tokenizers.multiscale import MultiScaleQuantizer
 from vqgen.tokenizers.vq import VectorQuantizer
 from vqgen.training.module import Budget, Recipe
 from vqgen.training.optimizer import Schedule
@@ -30,12 +32,29 @@ CODES = 32
 def tokenizer(update: str = "learned", image_size: tuple[int, int] = SIZE) -> Autoencoder:
     """A VQ autoencoder of factor 8: 2 x 3 tokens of 32 codes."""
     torch.manual_seed(0)
+    return autoencoder(VectorQuantizer(codebook=codebook(update)), image_size)
+
+
+def multiscale(update: str = "learned", **more: Any) -> Autoencoder:
+    """The same around a pyramid: scales of 1 x 1, 1 x 2 and 2 x 3."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"scales": [1, [1, 2], [2, 3]], **more}
+    return autoencoder(MultiScaleQuantizer(codebook=codebook(update), **options))
+
+
+def codebook(update: Any) -> Codebook:
+    """32 codes of 8 numbers."""
+    return Codebook(size=CODES, dim=8, update=update)
+
+
+def autoencoder(bottleneck: Bottleneck, image_size: tuple[int, int] = SIZE) -> Autoencoder:
+    """A small convolutional autoencoder of factor 8."""
     shape: dict[str, Any] = {"channels": 32, "multipliers": (1, 1), "blocks": 1, "patch": 4}
     return Autoencoder(
         image_size=image_size,
         encoder=partial(Encoder, **shape, attention_levels=()),
         decoder=partial(Decoder, **shape, attention_levels=()),
-        bottleneck=VectorQuantizer(codebook=Codebook(size=CODES, dim=8, update=update)),
+        bottleneck=bottleneck,
         z_channels=32,
     )
 
@@ -63,6 +82,8 @@ def loss(gan: bool = True) -> Stage1Loss:
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "vq-learned": lambda: tokenizer("learned"),
     "vq-ema": lambda: tokenizer("ema"),
+    "var-learned": lambda: multiscale("learned"),
+    "var-ema-own": lambda: multiscale("ema", own_codebooks=True),
 }
 
 
@@ -70,6 +91,14 @@ def prior_for(spec: Any, num_classes: int = 3) -> LlamaGen:
     """A transformer of two layers over such tokens, with dropout."""
     torch.manual_seed(1)
     return LlamaGen(spec, width=32, depth=2, heads=2, num_classes=num_classes)
+
+
+def var(tokenizer: Tokenizer, num_classes: int = 3) -> VAR:
+    """A next-scale transformer of two layers over a pyramid."""
+    torch.manual_seed(1)
+    pyramid: Any = tokenizer.pyramid  # None where the prior refuses
+    sizes: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "gate_init": 0.1}
+    return VAR(tokenizer.spec, pyramid=pyramid, num_classes=num_classes, **sizes)
 
 
 def prior(num_classes: int = 3) -> LlamaGen:

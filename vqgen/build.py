@@ -51,6 +51,25 @@ def prior(node: Any, tokenizer: Any, *, num_classes: int) -> Any:
     return make(node, spec=tokenizer.spec, num_classes=num_classes, **more)
 
 
+def complete(node: Any) -> Any:
+    """A config node or plain dict with every argument that its `_target_` would fill in by
+    default; two nodes of the same model become equal."""
+    if isinstance(node, list):
+        return [complete(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    parts = {key: complete(part) for key, part in node.items() if key != "_partial_"}
+    if "_target_" not in node:
+        return parts
+    parameters = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty and name != "num_classes"
+    }
+    return {**defaults, **parts}
+
+
 def check_pair(node: Any, spec: Any) -> None:
     """Raise the prior's ValueError (need, got, cure) if it cannot read such latents."""
     hydra.utils.get_class(plain(node)["_target_"]).check(spec)

@@ -177,11 +177,15 @@ class Bottleneck(nn.Module, ABC):
 
     in_channels: int  # of `hidden`, the encoder's output
     out_channels: int  # of what `forward` and `embed` give to the decoder
-    pyramid: Pyramid | None = None  # of a multi-scale bottleneck
 
     @abstractmethod
     def spec(self, size: Size) -> LatentSpec:
         """How to read the latents of a hidden map of this (height, width)."""
+
+    def pyramid(self, size: Size) -> Pyramid | None:
+        """A frozen copy of how the scales for that size add up; None for anything but a multi-scale
+        bottleneck."""
+        return None
 
     @abstractmethod
     def forward(self, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

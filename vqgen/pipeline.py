@@ -101,6 +101,7 @@ class Pipeline:
         batch: int = 32,
         known: Known | None = None,
         on_step: OnStep | None = None,
+        text: Condition | None = None,
         **knobs: Any,
     ) -> Tensor:
         """Sample latents, as the prior's spec says; number i depends on labels[i] and seeds[i]
@@ -114,17 +115,18 @@ class Pipeline:
         batch     images sampled at once
         known     latents to keep (inpainting)
         on_step   called with (steps done, steps in all, latents so far) of the batch under way
+        text      one caption per image, as vqgen.text embeds them
         knobs     the prior's own, for instance temperature=0.9, top_k=100, top_p=0.95 (None is off)
 
         Raises ValueError for arguments that do not fit the model or each other.
         """
-        prior, total = self.prior, _count(labels, n, seeds)
+        prior, total = self.prior, _count(labels, n if text is None else text.batch, seeds)
         if batch < 1:
             raise ValueError(f"wanted batch of at least 1, got {batch}")
         seeds = list(range(total)) if seeds is None else list(seeds)
         scale = guidances.parse(guidance)
         settings = self._knobs(knobs)
-        condition = self._condition(labels, total)
+        condition = (text or self._condition(labels, total)).map(lambda part: part.to(self.device))
         done = []
         for start in range(0, total, batch):
             rows = slice(start, start + batch)

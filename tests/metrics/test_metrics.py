@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vqgen.contracts import TokenSpec
-from vqgen.metrics.codebook import CodeUsage
+from vqgen.metrics.codebook import CodeUsage, ScaleUsage
 from vqgen.metrics.reconstruction import psnr, ssim
 from vqgen.metrics.units import bits_per_dimension, bits_per_token, uniform_bits
 
@@ -64,6 +64,22 @@ def test_code_usage() -> None:
     assert usage.usage() == 0.5 and usage.perplexity() < 1.1
     usage.reset()
     assert usage.counts.sum() == 0
+
+
+def test_usage_by_scale_and_its_bound() -> None:
+    usage = ScaleUsage(8, ((1, 1), (1, 2), (2, 3)))
+    tokens = torch.tensor([[3, 0, 1, 0, 1, 2, 3, 4, 5], [3, 0, 1, 2, 3, 4, 5, 6, 7]])
+    usage.update(tokens[:1])
+    usage.update(tokens[1:])
+    assert usage.summary() == "0_1x1 1/2  1_1x2 2/4  2_2x3 8/8"
+    assert list(usage.shares().values()) == pytest.approx([1 / 2, 2 / 4, 1])
+    numbers = usage.numbers()
+    assert [numbers[f"codebook/usage/{name}"] for name in usage.names] == [1 / 8, 2 / 8, 1]
+    assert [numbers[f"codebook/usage_bound/{name}"] for name in usage.names] == [2 / 8, 4 / 8, 1]
+    assert numbers["codebook/perplexity/0_1x1"] == pytest.approx(1)
+    assert numbers["codebook/perplexity/1_1x2"] == pytest.approx(2)
+    usage.reset()
+    assert set(usage.shares().values()) == {0.0}
 
 
 def test_code_usage_refuses_foreign_tokens() -> None:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from tests.parity import llamagen_peer as peer
 from tests.parity.golden import Fixture, assert_matches, fixtures
+from tests.parity.peer import assert_round_trip, load
 from vqgen.contracts import Condition
 from vqgen.nn.transformer import swiglu_width
 from vqgen.priors.llamagen import LlamaGen
@@ -22,7 +23,8 @@ class Case:
     def __init__(self, fixture: Fixture) -> None:
         self.config = fixture.config
         self.inputs, self.outputs = fixture.tensors("inputs"), fixture.tensors("outputs")
-        self.model = peer.build(self.config["model"], fixture.tensors("weights"))
+        self.fixture, self.imported = fixture, load(fixture)
+        self.model = self.imported.module
         self.tokens = self.inputs["idx"]
         self.condition = peer.condition(self.inputs)
         labels = "generation_labels" if "generation_labels" in self.inputs else "labels"
@@ -52,6 +54,10 @@ def test_hidden_width(case: Case) -> None:
         model["dim"], multiple_of=model["multiple_of"], multiplier=model["ffn_dim_multiplier"]
     )
     assert got == case.config["ffn_hidden"]
+
+
+def test_export_gives_the_peers_file_back(case: Case) -> None:
+    assert_round_trip(case.imported, case.fixture.tensors("weights"))
 
 
 def test_rotary_table(case: Case) -> None:
@@ -93,13 +99,13 @@ def test_eval_logits(case: Case) -> None:
 def test_gradients(case: Case) -> None:
     case.model.label_dropout = 0.0
     case.model.loss(case.tokens, case.condition).total.backward()
+    gradients = case.imported.gradients()
     for name, norm in case.config["grad_norms"].items():
-        got = peer.gradient_of(case.model, name).norm()
-        assert_matches(got, torch.tensor(norm), f"gradient norm of {name}")
+        assert_matches(gradients[name].norm(), torch.tensor(norm), f"gradient norm of {name}")
     for name, wanted in case.outputs.items():
         if name.startswith("train.grad."):
             name = name.removeprefix("train.grad.")
-            assert_matches(peer.gradient_of(case.model, name), wanted, f"gradient of {name}")
+            assert_matches(gradients[name], wanted, f"gradient of {name}")
 
 
 def test_greedy_generation(case: Case) -> None:

@@ -1,13 +1,10 @@
 """LlamaGen VQ and taming VQGAN, from the published systems' recorded numbers."""
 
-import json
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.parity import golden, peer_vq
-from vqgen.tokenizers.autoencoder import Autoencoder
+from tests.parity import golden, peer
 
 IMAGES = ("image", "image_rect", "image_faint")
 
@@ -16,28 +13,18 @@ class Case:
     """One peer model, its recorded outputs, and ours with the same weights."""
 
     def __init__(self, fixture: golden.Fixture, variant: str) -> None:
+        self.fixture, self.variant = fixture, variant
         self.config = fixture.config
-        self.variant = variant
-        self.weights = fixture.tensors("weights")
         self.inputs = fixture.tensors("inputs")
         self.outputs = fixture.tensors(f"outputs_{variant}" if variant else "outputs")
         self.grad_norms = self.config["grad_norms"]
         if variant:
             self.grad_norms = self.grad_norms[variant]
-            self.rename = peer_vq.llamagen_name
-        else:
-            self.rename = peer_vq.taming_name(len(self.config["ddconfig"]["ch_mult"]))
 
-    def model(self, images: Tensor) -> Autoencoder:
+    def imported(self, images: Tensor) -> peer.Imported:
         """Our tokenizer for images of this size."""
-        size = (images.shape[2], images.shape[3])
-        if self.variant:
-            settings = self.config["variants"][self.variant]
-            model = peer_vq.llamagen(self.config["model"], settings, size)
-        else:
-            model = peer_vq.taming(self.config, size)
-        peer_vq.load(model, self.weights, self.rename)
-        return model
+        more = self.config["variants"][self.variant] if self.variant else {}
+        return peer.load(self.fixture, more, size=(images.shape[2], images.shape[3]))
 
 
 def _cases() -> list:
@@ -60,7 +47,7 @@ CASES = pytest.mark.parametrize("case", _cases())
 def test_encode_and_decode(case: Case, name: str) -> None:
     images = case.inputs[name]
     prefix = {"image": "", "image_rect": "rect.", "image_faint": "faint."}[name]
-    model = case.model(images).eval()
+    model = case.imported(images).module
     with torch.no_grad():
         hidden = model.encoder(images)
         prequant = model.quant_conv(hidden)
@@ -82,7 +69,8 @@ def test_encode_and_decode(case: Case, name: str) -> None:
 @CASES
 def test_losses_and_gradients(case: Case) -> None:
     images = case.inputs["image"]
-    model = case.model(images)
+    imported = case.imported(images)
+    model = imported.module.train()
     prequant = model.quant_conv(model.encoder(images))
     prequant.retain_grad()
     quantized, losses = model.bottleneck(prequant)
@@ -91,17 +79,16 @@ def test_losses_and_gradients(case: Case) -> None:
     pixel = _check_losses(case, losses, decoded, images)
     (pixel + sum(losses.values())).backward()
 
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    gradients |= {"prequant": prequant.grad, "quant": quantized.grad}
+    gradients = imported.gradients() | {"prequant": prequant.grad, "quant": quantized.grad}
     for key, want in case.outputs.items():
         if key.startswith("train.grad."):
-            got = gradients[case.rename(key.removeprefix("train.grad."))]
+            got = gradients[key.removeprefix("train.grad.")]
             assert got is not None
             # relative to the gradient's own size, not to 1; the entropy term, a softmax at
             # temperature 0.01, costs a digit
             assert (got - want).abs().max() <= 10 * golden.TOLERANCE * want.abs().max(), key
     for name, norm in case.grad_norms.items():
-        got = gradients[case.rename(name)]
+        got = gradients[name]
         assert got is not None
         # some are zero in exact arithmetic, for which the recorded norms are rounding noise
         assert float(got.norm()) == pytest.approx(norm, rel=2e-3, abs=1e-5), name
@@ -127,29 +114,7 @@ def _check_losses(case: Case, losses: dict[str, Tensor], decoded: Tensor, images
     return pixel
 
 
-def _manifests() -> list:
-    folder = golden.root() / "llamagen_taming" / "manifests"
-    found = [*folder.glob("llamagen_vq*.json"), *folder.glob("taming_vqgan*.json")]
-    if not found:
-        return [pytest.param(None, marks=pytest.mark.skip(reason="no manifest"), id="none")]
-    return [pytest.param(json.loads(path.read_text()), id=path.stem) for path in sorted(found)]
-
-
-@pytest.mark.parametrize("manifest", _manifests())
-def test_released_weights_fit_one_to_one(manifest: dict) -> None:
-    """Every name and shape of the released files has its place in ours."""
-    config = manifest["config"]
-    with torch.device("meta"):
-        if "ddconfig" in config:
-            rename = peer_vq.taming_name(len(config["ddconfig"]["ch_mult"]))
-            model = peer_vq.taming({"beta": 0.25, **config}, (64, 64))
-        else:
-            rename = peer_vq.llamagen_name
-            model = peer_vq.llamagen(config, config, (64, 64))
-    theirs = {
-        rename(name): tuple(entry["shape"])
-        for name, entry in manifest["keys"].items()
-        if not name.startswith("loss.") and name not in peer_vq.IGNORED
-    }
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    assert theirs == {name: ours[name] for name in ours.keys() - peer_vq.BOOKKEEPING}
+@CASES
+def test_export_gives_the_peers_file_back(case: Case) -> None:
+    imported = case.imported(case.inputs["image"])
+    peer.assert_round_trip(imported, case.fixture.tensors("weights"))

@@ -119,7 +119,7 @@ def test_every_config_makes_a_tokenizer(path: Path) -> None:
     assert isinstance(model, Autoencoder)
     height, width = model.latent_size
     assert 64 * width == 96 * height
-    # the parameter counts of the released LlamaGen tokenizers
-    published = {"vqgan": 71_883_403, "vqgan_f8": 70_109_835}
+    # the parameter counts of the released LlamaGen and VAR tokenizers
+    published = {"vqgan": 71_883_403, "vqgan_f8": 70_109_835, "var": 108_948_355}
     if path.stem in published:
         assert sum(p.numel() for p in model.parameters()) == published[path.stem]

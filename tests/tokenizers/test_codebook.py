@@ -78,6 +78,17 @@ def test_revival_leaves_no_dead_code_and_resets_its_history(update: Update) -> N
         assert torch.equal(book.ema_sum[3:], book.weight[3:])
 
 
+def test_a_vector_revives_one_code_at_most() -> None:
+    """Many codes of few vectors: no copies of a batch that would die together."""
+    torch.manual_seed(0)
+    book = Codebook(size=16, dim=3, start="random", revive_below=0.5, usage_decay=0.1)
+    vectors = 5 + _vectors(3)
+    book.observe(vectors, torch.zeros(3, dtype=torch.long))
+    assert book.after_step() == {"codebook/revived": 3.0}
+    placed = (torch.cdist(book.weight, vectors) < 1e-6).sum(0)
+    assert placed.tolist() == [1, 1, 1]
+
+
 def test_no_revival_at_zero() -> None:
     book = Codebook(size=8, dim=3, start="random", revive_below=0, usage_decay=0.5)
     for _ in range(200):

@@ -20,8 +20,9 @@ from vqgen.training.stage2 import Stage2
 def stage1(folder: Path, steps: int, **more: Any) -> tuple[Stage1, Any]:
     """A stage-1 module with a GAN that starts at 40 %, and its data."""
     accumulate = more.pop("accumulate", 1)
+    made = more.pop("tokenizer", None) or tiny.tokenizer(**more)
     recipe = tiny.recipe(steps, accumulate=accumulate)
-    module = Stage1(tiny.tokenizer(**more), tiny.loss(), recipe, architecture={}, facts={})
+    module = Stage1(made, tiny.loss(), recipe, architecture={}, facts={})
     return module, tiny.data(accumulate=accumulate)
 
 
@@ -46,6 +47,9 @@ STAGES = {
     "learned": lambda folder, steps: stage1(folder, steps),
     "ema": lambda folder, steps: stage1(folder, steps, update="ema"),
     "accumulated": lambda folder, steps: stage1(folder, steps, accumulate=2),
+    "pyramid": lambda folder, steps: stage1(
+        folder, steps, tokenizer=tiny.multiscale("ema", own_codebooks=True, scale_dropout=0.5)
+    ),
     "llamagen": lambda folder, steps: stage2(folder, steps),
     "llamagen-accumulated": lambda folder, steps: stage2(folder, steps, accumulate=2),
 }
@@ -122,6 +126,35 @@ def test_stage1_logs_and_exports(tmp_path: Path) -> None:
     saved = checkpoint.read_model(tmp_path / "run" / "tokenizer", "tokenizer")
     assert saved.facts["steps"] == 6 and saved.facts["images"] == 24
     assert list((tmp_path / "run" / "samples").glob("samples_reconstructions_*.png"))
+
+
+def test_a_pyramid_reports_the_codes_that_each_scale_uses(tmp_path: Path) -> None:
+    module, data = stage1(tmp_path, 3, tokenizer=tiny.multiscale("ema", own_codebooks=True))
+    run(tmp_path / "run", module, data, validate_every=3)
+    rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    last = {name: float(value) for _, name, value in rows[1:]}
+    tokens = module.average.model.encode(
+        torch.cat([data.on_after_batch_transfer(b, 0)["images"] for b in data.val_dataloader()])
+    )
+    for name, some in zip(("0_1x1", "1_1x2", "2_2x3"), tokens.split([1, 2, 6], 1), strict=True):
+        assert last[f"codebook/usage/{name}"] == pytest.approx(some.unique().numel() / tiny.CODES)
+        assert last[f"codebook/usage_bound/{name}"] == min(some.numel(), 32) / tiny.CODES
+        assert last[f"codebook/perplexity/{name}"] >= 1
+    saved = checkpoint.read_model(tmp_path / "run" / "tokenizer", "tokenizer")
+    assert saved.facts["validation"]["codebook/usage/0_1x1"] > 0
+
+
+def test_a_collapsed_scale_is_an_alarm(tmp_path: Path, capsys) -> None:
+    tokenizer = tiny.multiscale("ema", own_codebooks=True)
+    tokenizer.bottleneck.codebooks[0].weight[1:] = 1e6
+    for book in tokenizer.bottleneck.codebooks:
+        book.started.fill_(True)
+    module, data = stage1(tmp_path, 2, tokenizer=tokenizer)
+    module.usage_alarm = 0.2  # of the six codes that six images can use at 1 x 1
+    run(tmp_path / "run", module, data, validate_every=2)
+    printed = capsys.readouterr().out
+    assert "scale 0_1x1 uses only 16.7% of the codes that it could" in printed
+    assert "0_1x1 1/6  1_1x2" in printed
 
 
 def test_stage2_reports_bits_beside_the_uniform_line(tmp_path: Path) -> None:

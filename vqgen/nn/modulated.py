@@ -4,7 +4,6 @@ The same block serves next-scale prediction (VAR, Tian et al. 2024) and diffusio
 Peebles and Xie 2023); how it is initialized is the prior's business.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
@@ -42,7 +41,8 @@ class ModulatedBlock(nn.Module):
         self.drop = nn.Sequential(nn.Dropout(dropout), StochasticDepth(drop_path, "row"))
         self.shared = condition_width is None
         if condition_width is None:
-            self.offset = nn.Parameter(torch.randn(PARTS, width) * width**-0.5)
+            self.offset = nn.Embedding(PARTS, width)  # a table: weight decay leaves it alone
+            nn.init.normal_(self.offset.weight, std=width**-0.5)
         else:
             self.modulation = nn.Linear(condition_width, PARTS * width)
 
@@ -58,7 +58,7 @@ class ModulatedBlock(nn.Module):
         """x [batch, length, width] -> the same shape. condition [batch, condition_width], or the
         six vectors [batch, 6, width] of all blocks; the other arguments go to `Attention`."""
         if self.shared:
-            parts = condition + self.offset
+            parts = condition + self.offset.weight
         else:
             parts = self.modulation(F.silu(condition)).unflatten(-1, (PARTS, self.width))
         gate1, gate2, scale1, scale2, shift1, shift2 = parts[:, :, None].unbind(1)

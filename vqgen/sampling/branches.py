@@ -19,34 +19,42 @@ class Branches:
 
     batch   images
     steps   of the sampling loop
-    guided  steps, from the first, that run the null branch; 0 where guidance is off or has nothing
-            to withhold
+    late    the null branch comes in at the first step whose scale is not 1, not at step 0
+    joins   the step at which it comes in
+    guided  the step from which it is gone; 0 where guidance is off or has nothing to withhold
     """
 
-    def __init__(self, batch: int, steps: int, guidance: Guidance, *, has_null: bool) -> None:
+    def __init__(
+        self, batch: int, steps: int, guidance: Guidance, *, has_null: bool, late: bool = False
+    ) -> None:
         self.batch, self.steps = batch, steps
         self.scales = [guidance(step / max(steps - 1, 1)) for step in range(steps)]
         on = [step for step, scale in enumerate(self.scales) if scale != 1]
         self.guided = on[-1] + 1 if on and has_null else 0
+        self.joins = on[0] if self.guided and late else 0
 
     def rows(self, step: int) -> int:
         """Rows of this step's batch, padding included."""
-        return padded(2 * self.batch if step < self.guided else self.batch)
+        return padded(2 * self.batch if self.has_both(step) else self.batch)
+
+    def has_both(self, step: int) -> bool:
+        """Whether the null branch runs at this step."""
+        return self.joins <= step < self.guided
 
     def images(self, step: int, device: torch.device) -> Tensor:
         """-> Long [rows(step)], the image of each row."""
         return torch.arange(self.rows(step), device=device) % self.batch
 
-    def stack(self, branches: Sequence[Tensor]) -> Tensor:
-        """[conditional] or [conditional, null], each [batch, ...] -> [rows(0), ...]: the first
-        step's batch."""
-        joint = torch.cat(list(branches))
-        return joint[torch.arange(self.rows(0), device=joint.device) % len(joint)]
+    def stack(self, branches: Sequence[Tensor], step: int = 0) -> Tensor:
+        """[conditional] or [conditional, null], each [batch, ...] -> [rows(step), ...]: the batch
+        of a step."""
+        joint = torch.cat(list(branches)) if self.has_both(step) else branches[0]
+        return joint[torch.arange(self.rows(step), device=joint.device) % len(joint)]
 
     def guide(self, predictions: Tensor, step: int) -> Tensor:
         """Predictions of a step's rows [rows(step), ...] -> the guided ones of the images [batch,
         ...]."""
-        if step >= self.guided:
+        if not self.has_both(step):
             return predictions[: self.batch]
         conditional, null = predictions[: 2 * self.batch].chunk(2)
         return guide(conditional, null, self.scales[step])

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vqgen.contracts import Bottleneck, Reconstruction, Tokenizer
+from vqgen.contracts import Bottleneck, Pyramid, Reconstruction, Tokenizer
 
 
 class Autoencoder(Tokenizer):
@@ -43,7 +43,11 @@ class Autoencoder(Tokenizer):
         self.image_size = (height, width)
         self.latent_size = self._latent_size()
         self.spec = bottleneck.spec(self.latent_size)
-        self.pyramid = bottleneck.pyramid
+
+    @property
+    def pyramid(self) -> Pyramid | None:
+        """A frozen copy, as the tokenizer is now."""
+        return self.bottleneck.pyramid(self.latent_size)
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -29,7 +29,7 @@ class Codebook(nn.Module):
     start          "data": random vectors of the first training batch, of all ranks;
                    "random": uniform in +-1/size
     revive_below   a code with fewer hits than this, in units of the uniform share 1/size, is
-                   replaced by a random vector of the latest batch; 0: never
+                   replaced by a random vector of the latest batch, each used once; 0: never
     usage_decay    of the running mean of the hits, per step
 
     Training only: `observe` gathers what one forward pass did, `after_step` applies it, called once
@@ -84,14 +84,19 @@ class Codebook(nn.Module):
         """vectors [N, dim] -> Long [N]."""
         return nearest_code(vectors, self.rows())
 
+    @property
+    def is_started(self) -> bool:
+        """False as long as `start` is still to be called."""
+        self._start_checked = self._start_checked or bool(self.started)
+        return self._start_checked
+
     @torch.no_grad()
     def start(self, vectors: Tensor) -> None:
         """Take the codes from vectors [N, dim] of all ranks; only the first call ever does so."""
-        if not self._start_checked and not self.started:
-            everywhere = torch.ones_like(self.usage, dtype=torch.bool)
+        if not self.is_started:
+            everywhere = torch.arange(self.size, device=self.usage.device)
             self._place(everywhere, self._draw(_finite(vectors), self.size))
             self.started.fill_(True)
-        self._start_checked = True
 
     @torch.no_grad()
     def observe(self, vectors: Tensor, indices: Tensor) -> None:
@@ -114,10 +119,13 @@ class Codebook(nn.Module):
         if self._sums is not None:
             self._follow(counts, _sum_over_ranks(self._sums))
         self.usage.lerp_(counts * self.size / counts.sum(), 1 - self.usage_decay)
-        dead = self.usage < self.revive_below
-        revived = int(dead.sum())  # the same on every rank, since `usage` is
+        dead = int((self.usage < self.revive_below).sum())  # the same on every rank, as `usage` is
+        # A vector revives one code at most: many codes of few vectors (the 1 x 1 scale of a
+        # pyramid) would else become copies of one batch, and die together
+        revived = min(dead, self._recent.shape[0] * _world_size())
         if revived:
-            self._place(dead, self._draw(self._recent, revived))
+            rarest = self.usage.argsort(stable=True)[:revived]
+            self._place(rarest, self._draw(self._recent, revived))
         self._counts = self._sums = self._recent = None
         return {"codebook/revived": float(revived)}
 
@@ -130,7 +138,7 @@ class Codebook(nn.Module):
         self.weight.copy_(self.ema_sum / smooth.unsqueeze(1))
 
     def _place(self, where: Tensor, vectors: Tensor) -> None:
-        """Put vectors [n, dim] at the n codes of where, Bool [size], with a fresh history."""
+        """Put vectors [n, dim] at the n codes of where, Long [n], with a fresh history."""
         vectors = vectors.to(self.weight.dtype)
         self.weight[where] = vectors
         self.usage[where] = 1.0
@@ -140,7 +148,7 @@ class Codebook(nn.Module):
 
     def _draw(self, vectors: Tensor, count: int) -> Tensor:
         """`count` random vectors out of those of all ranks, the same on every rank."""
-        world = dist.get_world_size() if dist.is_initialized() else 1
+        world = _world_size()
         own = -(-count // world)
         order = torch.randperm(vectors.shape[0], device=vectors.device)
         repeats = -(-own // vectors.shape[0])  # above 1 if there are more codes than vectors
@@ -156,6 +164,10 @@ class Codebook(nn.Module):
 
 def _finite(vectors: Tensor) -> Tensor:
     return vectors.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:

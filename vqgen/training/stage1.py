@@ -10,7 +10,7 @@ from torch import Tensor
 from vqgen import checkpoint, pictures
 from vqgen.contracts import Tokenizer, TokenSpec
 from vqgen.losses.stage1 import Stage1Loss
-from vqgen.metrics.codebook import CodeUsage
+from vqgen.metrics.codebook import CodeUsage, ScaleUsage
 from vqgen.metrics.reconstruction import psnr, ssim
 from vqgen.training.module import Recipe, TrainingModule
 from vqgen.training.optimizer import adamw
@@ -40,8 +40,12 @@ class Stage1(TrainingModule[Tokenizer]):
         self.loss = loss
         self.architecture, self.facts = architecture, facts
         self.usage_alarm, self.winning_gap = usage_alarm, winning_gap
-        self.usage = (
-            CodeUsage(tokenizer.spec.vocab_size) if isinstance(tokenizer.spec, TokenSpec) else None
+        spec = tokenizer.spec
+        self.usage = CodeUsage(spec.vocab_size) if isinstance(spec, TokenSpec) else None
+        self.scale_usage = (
+            ScaleUsage(spec.vocab_size, spec.scales)
+            if isinstance(spec, TokenSpec) and len(spec.scales) > 1
+            else None
         )
         self._gauges: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
@@ -108,6 +112,8 @@ class Stage1(TrainingModule[Tokenizer]):
         self._sums, self._shown = {}, None
         if self.usage is not None:
             self.usage.reset()
+        if self.scale_usage is not None:
+            self.scale_usage.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images, tokenizer = batch["images"], self.average.model
@@ -119,6 +125,8 @@ class Stage1(TrainingModule[Tokenizer]):
             numbers["lpips"] = self.loss.perceptual(decoded, images)
         if self.usage is not None:
             self.usage.update(latents)
+        if self.scale_usage is not None:
+            self.scale_usage.update(latents)
         for name, values in numbers.items():
             sums = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             self._sums[name] = self._sums.get(name, 0) + sums
@@ -138,8 +146,9 @@ class Stage1(TrainingModule[Tokenizer]):
                     f"ALARM step {self.counters.step}: only {numbers['codebook/usage']:.1%} of the "
                     "codes are used; try a smaller tokenizer.bottleneck.codebook.dim"
                 )
-        self.record(numbers)
-        self.facts["validation"] = {**numbers, "step": self.counters.step}
+        scales = self._scale_numbers()
+        self.record({**numbers, **scales})
+        self.facts["validation"] = {**numbers, **scales, "step": self.counters.step}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         print(f"validation at step {self.counters.step}: {shown}")
         for board in self.boards:
@@ -153,6 +162,22 @@ class Stage1(TrainingModule[Tokenizer]):
                 )
         if self.trainer.is_global_zero:
             self.export()
+
+    def _scale_numbers(self) -> dict[str, float]:
+        """What each scale of a pyramid uses, printed; nothing for tokens of one scale."""
+        if self.scale_usage is None:
+            return {}
+        print(
+            "codes in use / codes that this scale's tokens could use at most: "
+            f"{self.scale_usage.summary()}"
+        )
+        for name, share in self.scale_usage.shares().items():
+            if share < self.usage_alarm:
+                print(
+                    f"ALARM step {self.counters.step}: scale {name} uses only {share:.1%} of the "
+                    "codes that it could; try tokenizer.bottleneck.own_codebooks=true"
+                )
+        return self.scale_usage.numbers()
 
     def export(self) -> None:
         """Write the averaged tokenizer into the run's tokenizer/ folder."""

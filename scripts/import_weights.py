@@ -1,0 +1,46 @@
+"""Published weights into a vqgen folder: `python scripts/import_weights.py vq_ds16_c2i.pt
+c2i_B_256.pt --out models/llamagen_b`, then `python sample.py pipeline=models/llamagen_b`."""
+
+import argparse
+from pathlib import Path
+
+from vqgen import cli
+from vqgen.importing import settings
+from vqgen.importing.convert import AUTO, FAMILIES
+from vqgen.importing.family import Hints
+from vqgen.importing.folder import import_files
+
+
+def size(text: str) -> tuple[int, int]:
+    """256 or 256x384 -> (height, width)."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def main() -> None:
+    """Read what was typed, import, print a line per file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add, kinds = parser.add_argument, ", ".join((AUTO, *FAMILIES))
+    add("files", nargs="+", type=Path, metavar="FILE", help="a tokenizer, a prior, or both")
+    add("--out", required=True, type=Path, help="the folder to make")
+    add("--as", action="append", default=[], dest="wanted", metavar="KIND", help=kinds)
+    add("--size", type=size, metavar="N or HxW", help="pixels, where not the published ones")
+    add("--weights", default=AUTO, choices=(AUTO, "model", "ema"), help="auto: as the peer does")
+    add("--config", action="append", default=[], type=Path, help="the peer's settings, if needed")
+    typed = parser.parse_args()
+    try:
+        hints = Hints(config=settings.read(typed.config), size=typed.size)
+        lines = import_files(
+            typed.files, typed.out, wanted=typed.wanted, weights=typed.weights, hints=hints
+        )
+    except cli.USER_ERRORS as error:
+        cli.refuse(error)
+    else:
+        print("\n".join(lines))
+        kind = "pipeline" if (typed.out / "prior").is_dir() else "tokenizer"
+        program = "sample.py" if kind == "pipeline" else "train_stage2.py"
+        print(f"next: python {program} {kind}={typed.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Export and import as typed: the same model comes back; what does not fit is one sentence, and
+leaves nothing behind."""
+
+import importlib.util
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.importing import small
+from vqgen import checkpoint, pipeline
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+def typed(script: str, words: list[Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a script as if it was typed; the exit code."""
+    spec = importlib.util.spec_from_file_location(script, SCRIPTS / f"{script}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        module.main()
+        sys.exit(0)
+    return int(left.value.code or 0)
+
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    return lambda script, *words: typed(script, list(words), monkeypatch)
+
+
+@pytest.fixture
+def refused(run: Run, capsys, tmp_path: Path) -> Callable[..., str]:
+    """Import these files, which must fail with one sentence and leave nothing; the sentence."""
+
+    def call(*words: Any, out: Path | None = None) -> str:
+        target = out or tmp_path / "refused"
+        before = sorted(tmp_path.rglob("*"))
+        assert run("import_weights", *words, "--out", target) == 2
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err and printed.err.startswith("vqgen: ")
+        assert sorted(tmp_path.rglob("*")) == before
+        return printed.err
+
+    return call
+
+
+def exported(
+    run: Run, folder: Path, families: tuple[str, str], suffix: str = ".pt"
+) -> tuple[Path, Path]:
+    """A small pair in the peer's layout; the settings lie beside as .json."""
+    saved = small.save(folder / "ours", *small.PAIRS[families])
+    files = folder / f"tokenizer{suffix}", folder / f"prior{suffix}"
+    for part, family, file in zip(("tokenizer", "prior"), families, files, strict=True):
+        words = [saved, "--part", part, "--as", family, "--out", file]
+        assert run("export_weights", *words) == 0
+    return files
+
+
+def configs(files: tuple[Path, Path]) -> list[Any]:
+    """--config words for the settings beside both files."""
+    return [word for file in files for word in ("--config", file.with_suffix(".json"))]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".ckpt"])
+@pytest.mark.parametrize("families", list(small.PAIRS), ids=str)
+def test_export_then_import_is_the_same_model(
+    families: tuple[str, str], suffix: str, run: Run, tmp_path: Path
+) -> None:
+    files = exported(run, tmp_path, families, suffix)
+    out = tmp_path / "again"
+    assert run("import_weights", *files, *configs(files), "--out", out, "--size", "16") == 0
+    ours, again = pipeline.load(tmp_path / "ours"), pipeline.load(out)
+    for part in ("tokenizer", "prior"):
+        a = checkpoint.read_model(tmp_path / "ours" / part, part).tensors
+        b = checkpoint.read_model(out / part, part).tensors
+        assert a.keys() == b.keys()
+        for name in a:
+            if not name.endswith(("started", "usage")):
+                assert torch.equal(a[name], b[name]), name
+    options: dict[str, Any] = {"seeds": [0, 1], "guidance": 2.0}
+    assert torch.equal(ours.sample([0, 2], **options), again.sample([0, 2], **options))
+    assert sorted(path.name for path in out.iterdir()) == ["prior", "tokenizer"]
+
+
+def test_a_prior_joins_a_tokenizer_that_is_there(run: Run, tmp_path: Path, capsys) -> None:
+    files = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
+    out, more = tmp_path / "out", configs(files)
+    assert run("import_weights", files[0], "--out", out, "--size", 16) == 0
+    assert "train_stage2.py" in capsys.readouterr().out
+    assert pipeline.load(out).tokenizer.spec.scales == ((4, 4),)  # type: ignore[union-attr]
+    assert run("import_weights", files[1], *more, "--out", out) == 0
+    assert pipeline.load(out).sample([1], seeds=[0]).shape == (1, 3, 16, 16)
+
+
+def test_the_average_comes_first_as_in_the_peers_scripts(run: Run, tmp_path: Path) -> None:
+    tokenizer, _ = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
+    content = torch.load(tokenizer)
+    moved = {name: value + 1 for name, value in content["model"].items()}
+    torch.save({**content, "ema": moved}, tokenizer)
+    name, key = "post_quant_conv.bias", "post_quant_conv.bias"
+    for weights, want in (("auto", moved), ("ema", moved), ("model", content["model"])):
+        out = tmp_path / weights
+        words = [tokenizer, "--out", out, "--size", 16, "--weights", weights]
+        assert run("import_weights", *words) == 0
+        got = checkpoint.read_model(out / "tokenizer", "tokenizer").tensors[name]
+        assert torch.equal(got, want[key])
+
+
+def test_records_of_a_training_beside_the_weights_do_not_matter(run: Run, tmp_path: Path) -> None:
+    import argparse
+
+    tokenizer, _ = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
+    args = argparse.Namespace(lr=1e-4, name="a")
+    torch.save({**torch.load(tokenizer), "args": args, "steps": 7}, tokenizer)
+    assert run("import_weights", tokenizer, "--out", tmp_path / "out", "--size", 16) == 0
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_truncated_file(suffix: str, run: Run, refused, tmp_path: Path) -> None:
+    tokenizer, _ = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"), suffix)
+    whole = tokenizer.read_bytes()
+    for share in (0.0, 0.3, 0.99):
+        tokenizer.write_bytes(whole[: int(share * len(whole))])
+        assert "damaged, cut short or no file of weights" in refused(tokenizer)
+
+
+def test_a_tampered_file(run: Run, refused, tmp_path: Path) -> None:
+    tokenizer, _ = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
+    content = bytearray(tokenizer.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    tokenizer.write_bytes(content)
+    assert "check sum" in refused(tokenizer)
+
+
+class Attack:
+    """An object that would make a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "plain pickle"])
+def test_nothing_in_a_file_is_executed(form: str, run: Run, refused, tmp_path: Path) -> None:
+    trap, file = tmp_path / "trap", tmp_path / "weights.pt"
+    content = {"model": {"a": torch.ones(2)}, "more": Attack(trap)}
+    if form == "plain pickle":
+        file.write_bytes(pickle.dumps({"more": Attack(trap)}))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
+    said = refused(file)
+    assert not trap.exists()
+    assert "could run any program" in said or "damaged" in said
+    if form == "zip":
+        assert "Path" in said or "touch" in said or "getattr" in said
+
+
+def change(file: Path, **values: torch.Tensor | None) -> None:
+    """Replace, add or (None) take away tensors of a .safetensors file."""
+    tensors = {**load_file(file), **{k.replace("__", "."): v for k, v in values.items()}}  # type: ignore
+    save_file({name: value for name, value in tensors.items() if value is not None}, file)
+
+
+def test_keys_and_shapes_that_differ_are_listed(run: Run, refused, tmp_path: Path) -> None:
+    tokenizer, _ = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"), ".safetensors")
+    change(
+        tokenizer,
+        encoder__norm_out__bias=None,
+        encoder__extra__weight=torch.ones(3),
+        decoder__norm_out__bias=torch.ones(5),
+    )
+    said = refused(tokenizer, "--size", 16)
+    assert "missing  encoder.norm_out.bias (64,)" in said
+    assert "unknown  encoder.extra.weight (3,)" in said
+    assert "shape    decoder.norm_out.bias: wanted (32,), the file has (5,)" in said
+
+
+def test_a_file_of_something_else(run: Run, refused, tmp_path: Path) -> None:
+    file = tmp_path / "else.safetensors"
+    save_file({"weight": torch.ones(2)}, file)
+    assert "is none of llamagen-vq, llamagen-gpt" in refused(file)
+    assert "does not exist" in refused(tmp_path / "nowhere.pt")
+    tokenizer, prior = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
+    assert "type --as llamagen-vq" in refused(tokenizer, "--as", "var")
+    assert "--as vq is not known" in refused(tokenizer, "--as", "vq")
+    assert "one tokenizer and one prior at most" in refused(tokenizer, tokenizer)
+    assert "is a prior, which samples with its tokenizer only" in refused(
+        prior, "--config", prior.with_suffix(".json")
+    )
+    assert "the number of heads is not stored" in refused(tokenizer, prior)
+
+
+def test_values_that_are_no_numbers_or_do_not_follow(run: Run, refused, tmp_path: Path) -> None:
+    files = exported(run, tmp_path, ("var-vae", "var"), ".safetensors")
+    good = files[1].read_bytes()
+    levels = load_file(files[1])["lvl_1L"]
+    change(files[1], lvl_1L=levels + 1)
+    assert "lvl_1L (1, 21) is not what follows" in refused(*files, *configs(files), "--size", 16)
+    files[1].write_bytes(good)
+    change(files[1], head__bias=torch.full((48,), float("nan")))
+    assert "head.out.bias holds values that are no" in refused(
+        *files, *configs(files), "--size", 16
+    )
+
+
+def test_a_pair_that_does_not_belong_together(run: Run, refused, tmp_path: Path) -> None:
+    one = exported(run, tmp_path / "one", ("llamagen-vq", "llamagen-gpt"), ".safetensors")
+    two = exported(run, tmp_path / "two", ("var-vae", "var"), ".safetensors")
+    said = refused(one[0], two[1], *configs((one[0], two[1])), "--size", 16)
+    assert "does not fit this tokenizer" in said and "wants a var-vae tokenizer" in said
+    rows = load_file(one[0])["quantize.embedding.weight"]
+    change(one[0], quantize__embedding__weight=rows[:40].clone())
+    said = refused(*one, *configs(one), "--size", 16)
+    assert "it knows 48 codes, the tokenizer has 40" in said
+    out = tmp_path / "out"
+    assert run("import_weights", one[0], "--out", out, "--size", 16) == 0
+    said = refused(one[0], "--size", 16, out=out)
+    assert "exist already; type another --out" in said
+
+
+def test_an_export_that_the_peer_would_read_otherwise(run: Run, tmp_path: Path, capsys) -> None:
+    tokenizer, prior = small.PAIRS["llamagen-vq", "llamagen-gpt"]
+    saved = small.save(tmp_path / "ours", tokenizer, {**prior, "zero_condition_rope": False})
+    file = tmp_path / "gpt.pt"
+    words = [saved, "--part", "prior", "--as", "llamagen-gpt", "--out", file]
+    assert run("export_weights", *words) == 2
+    assert "zero_condition_rope is False, there it is True" in capsys.readouterr().err
+    patched = {**tokenizer, "encoder": {**tokenizer["encoder"], "patch": 2, "kernel": 1}}
+    patched["decoder"] = {**tokenizer["decoder"], "patch": 2}
+    saved = small.save(tmp_path / "patched", {**patched, "image_size": [32, 32]}, prior)
+    words = [saved, "--part", "tokenizer", "--as", "llamagen-vq", "--out", file]
+    assert run("export_weights", *words) == 2
+    assert "encoder.kernel is 1, there it is 3" in capsys.readouterr().err
+    assert not file.exists() and not file.with_suffix(".json").exists()
+
+
+def test_settings_beside_an_export_are_the_peers(run: Run, tmp_path: Path) -> None:
+    _, prior = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
+    settings = json.loads(prior.with_suffix(".json").read_text())
+    assert (settings["n_head"], settings["n_kv_head"], settings["block_size"]) == (4, 2, 16)

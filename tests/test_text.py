@@ -1,0 +1,102 @@
+"""Captions to conditions with a tiny random T5, and a text-to-image prior that listens to them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from vqgen import text
+from vqgen.contracts import Condition
+from vqgen.pipeline import Pipeline
+from vqgen.priors.llamagen import LlamaGen
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "green", "bird", "fish", "two"]
+DIM, LENGTH = 16, 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of one layer and nine words, saved as transformers saves them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    path = tmp_path_factory.mktemp("t5")
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=len(WORDS), d_model=DIM, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    transformers.T5EncoderModel(config).save_pretrained(path)
+    return path
+
+
+def test_real_tokens_are_last_and_padding_is_zero(folder: Path) -> None:
+    encode = text.t5(str(folder), length=LENGTH)
+    made = encode(["a red bird", "fish", "a a a a a a a a a a"])
+    assert made.text is not None and made.mask is not None
+    assert made.text.shape == (3, LENGTH, DIM) and made.mask.dtype == torch.bool
+    counts = [4, 2, 7]  # words and the end mark; cut at the length
+    assert made.mask.sum(dim=1).tolist() == counts
+    for row, count in enumerate(counts):
+        assert made.mask[row, LENGTH - count :].all()
+        assert not made.text[row, : LENGTH - count].any()
+    network = transformers.T5EncoderModel.from_pretrained(folder)
+    plain = network(input_ids=torch.tensor([[3, 4, 6, 1]])).last_hidden_state[0]
+    torch.testing.assert_close(made.text[0, -4:], plain, atol=1e-5, rtol=1e-5)
+
+
+def test_a_caption_does_not_depend_on_its_batch(folder: Path) -> None:
+    encode = text.t5(str(folder), length=LENGTH)
+    together, alone = encode(["a bird", "two red fish"]), encode(["two red fish"])
+    assert together.text is not None and alone.text is not None
+    assert torch.equal(together.text[1], alone.text[0])
+
+
+def test_the_cache_is_used_mended_and_of_these_weights_only(folder: Path, tmp_path: Path) -> None:
+    encode = text.t5(str(folder), length=LENGTH, cache=tmp_path)
+    first = encode(["a bird", "fish"])
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    network, encode.network = encode.network, torch.nn.Identity()  # would fail if it was asked
+    again = encode(["a bird", "fish"])
+    assert first.text is not None and again.text is not None
+    assert torch.equal(first.text, again.text)
+    encode.network = network
+    for file in files:
+        file.write_bytes(file.read_bytes()[:50])
+    mended = encode(["a bird", "fish"])
+    assert mended.text is not None and torch.equal(first.text, mended.text)
+    encode.mark = "others"
+    encode(["fish"])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_text_prior_samples_what_its_captions_say(folder: Path) -> None:
+    encode = text.t5(str(folder), length=LENGTH)
+    tokenizer = tiny.tokenizer()
+    torch.manual_seed(3)
+    prior = LlamaGen(tokenizer.spec, width=32, depth=2, heads=2, text_length=LENGTH, text_dim=DIM)
+    torch.nn.init.normal_(prior.head.weight)
+    pipe = Pipeline(tokenizer, prior)
+    both = pipe.sample_latents(text=encode(["a bird", "two red fish"]), seeds=[5, 5], guidance=3.0)
+    alone = pipe.sample_latents(text=encode(["two red fish"]), seeds=[5], guidance=3.0)
+    assert torch.equal(both[1:], alone) and not torch.equal(both[0], both[1])
+    with pytest.raises(ValueError, match="wanted text embeddings"):
+        pipe.sample_latents(n=1)
+    with pytest.raises(ValueError, match="agree on the number"):
+        pipe.sample_latents(text=encode(["fish"]), seeds=[1, 2])
+    assert isinstance(encode(["fish"]), Condition)
+
+
+def test_a_folder_without_weights_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wanted T5 weights and tokenizer"):
+        text.t5(str(tmp_path))

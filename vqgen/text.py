@@ -1,0 +1,119 @@
+"""Captions to text conditions: a frozen T5 encoder and a cache of what it said.
+
+The published text-to-image models read the last hidden state of google/flan-t5-xl, 120 tokens,
+padded on the left and zero there (Sun et al. 2024).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vqgen import checkpoint
+from vqgen.contracts import Condition
+
+PUBLISHED = "google/flan-t5-xl"
+
+
+class TextEncoder:
+    """Captions -> Condition, for priors with a text condition.
+
+    tokenize  captions -> (ids Long [batch, length], mask [batch, length], 1 = a real token),
+              padded on the right
+    network   ids, mask -> an object with `last_hidden_state` [batch, length, dim]
+    length    tokens per caption; longer ones are cut
+    cache     folder where embeddings are kept, one file per caption; None: nowhere
+    mark      names tokenizer and network in the cache: other weights, other files
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenize: Any,
+        network: nn.Module,
+        length: int = 120,
+        cache: Path | None = None,
+        mark: str = "",
+    ) -> None:
+        self.tokenize, self.network = tokenize, network.eval().requires_grad_(False)
+        self.length, self.cache, self.mark = length, cache, mark
+
+    def __call__(self, captions: Sequence[str]) -> Condition:
+        """Embed the captions. Row i depends on caption i alone, whatever the others are: each goes
+        through the network by itself."""
+        rows = [self._cached(caption) for caption in captions]
+        text, mask = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return Condition.of_text(text, mask)
+
+    def _cached(self, caption: str) -> tuple[Tensor, Tensor]:
+        if self.cache is None:
+            return self._embed(caption)
+        key = hashlib.sha256(f"{self.mark}\n{self.length}\n{caption}".encode()).hexdigest()[:32]
+        path = self.cache / f"{key}.safetensors"
+        try:
+            saved = load_file(path)
+            return saved["text"], saved["mask"]
+        except (FileNotFoundError, SafetensorError, KeyError):  # none yet, or one cut short
+            text, mask = self._embed(caption)
+        with checkpoint.atomic(path) as temporary:
+            save_file({"text": text, "mask": mask}, temporary, metadata={"caption": caption})
+        return text, mask
+
+    @torch.inference_mode()
+    def _embed(self, caption: str) -> tuple[Tensor, Tensor]:
+        """-> (text [length, dim] float32 on the CPU, zero where mask Bool [length] is False)."""
+        device = next(self.network.parameters()).device
+        ids, mask = (part.to(device) for part in self.tokenize([caption], self.length))
+        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+        mask, count = mask[0].bool(), int(mask.sum())
+        # real tokens last, in their order
+        text = hidden.float().masked_fill(~mask[:, None], 0).roll(self.length - count, dims=0)
+        return text.cpu(), mask.roll(self.length - count, dims=0).cpu()
+
+
+def t5(
+    path: str = PUBLISHED,
+    *,
+    length: int = 120,
+    cache: Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> TextEncoder:
+    """A T5 encoder out of a local folder or the Hugging Face hub.
+
+    Raises ValueError if transformers or the weights are not there."""
+    try:
+        from transformers import AutoTokenizer, T5EncoderModel
+    except ImportError as error:
+        raise ValueError(
+            "captions need the package transformers; type: pip install 'vqgen[text]'"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        network = T5EncoderModel.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"wanted T5 weights and tokenizer as .safetensors in {path}, a folder or a name on the "
+            f"hub, got: {first}"
+        ) from error
+
+    def tokenize(captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        made = tokenizer(
+            list(captions),
+            max_length=length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return made["input_ids"], made["attention_mask"]
+
+    moved: Any = network
+    moved.to(device)
+    mark = checkpoint.fingerprint(network.state_dict(), {"config": network.config.to_dict()})
+    return TextEncoder(tokenize=tokenize, network=moved, length=length, cache=cache, mark=mark)
