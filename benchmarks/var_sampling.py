@@ -1,7 +1,7 @@
 """Cached against recomputed sampling of one VAR, in one run: python benchmarks/var_sampling.py
 
-Prints the time of a batch with the cache, without it (every scale reads all scales before it
-again, but only the new one goes through the head), and their ratio. With --memory, alone in its
+Prints the time of a batch with the cache, without it (every step asks for the logits of all scales
+so far), and their ratio. With --memory, alone in its
 process: the resident memory of guided sampling at its peak, beside weights and cache.
 """
 
@@ -86,17 +86,12 @@ def sample_cached(model: VAR, condition: Condition) -> tuple[float, Tensor]:
 @torch.no_grad()
 def sample_recomputed(model: VAR, condition: Condition) -> tuple[float, Tensor]:
     start = time.perf_counter()
-    net, maps, parts = model.transformer, [], []
-    vector = model.condition(condition)[:, 0]
-    canvas = model.pyramid.blank(condition.batch)
-    for scale, (height, width) in enumerate(SCALES):
-        if scale:
-            maps.append(model.pyramid.next_input(canvas, scale))
-        x = net.inputs(vector, maps, 0)
-        x = net.through_blocks(x, vector, net.mask[: x.shape[1], : x.shape[1]])
-        parts.append(greedy(net.head(x[:, -height * width :], vector), scale))
-        canvas = model.pyramid.advance(canvas, parts[-1], scale)
-    return time.perf_counter() - start, torch.cat(parts, dim=1)
+    tokens = torch.zeros(condition.batch, model.spec.length, dtype=torch.long)
+    for scale in range(len(SCALES)):
+        logits = model.logits(tokens, condition, scale + 1)  # reads the tokens before this scale
+        places = model.places(scale)
+        tokens[:, places] = greedy(logits[:, places], scale)
+    return time.perf_counter() - start, tokens
 
 
 def parse() -> argparse.Namespace:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from vqgen.nn.cache import LayerCache
 from vqgen.nn.rope import rotate
 
+# New positions behind a cache above which the library's kernel is the better one: about twice as
+# fast at 256 queries of 680 keys, without the scores in memory, and as stable in its bits there.
+FEW_QUERIES = 16
 MAX_LOG_SCALE = math.log(100)  # of unit queries: their scores stay within +-100
 
 
@@ -82,14 +85,16 @@ class Attention(nn.Module):
             q = _unit(q) * self.log_scale.clamp(max=MAX_LOG_SCALE).exp().to(q.dtype)[:, None]
             k = _unit(k)
         q, k, v = (rearrange(part, "b l h d -> b h l d") for part in (q, k, v))
-        if cache is None:
+        if cache is not None:
+            k, v = cache.append(k, v)
+        if cache is not None and q.shape[2] <= FEW_QUERIES:
+            y = attend_grouped(q, k, v, mask, scale=self.scale)
+        else:
             dropout = self.dropout if self.training else 0.0
             grouped = self.kv_heads < self.heads
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=is_causal, scale=self.scale, enable_gqa=grouped
             )
-        else:
-            y = attend_grouped(q, *cache.append(k, v), mask, scale=self.scale)
         return self.out(rearrange(y, "b h l d -> b l (h d)"))
 
     def _bias(self) -> Tensor | None:
