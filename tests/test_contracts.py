@@ -14,11 +14,14 @@ TOKENIZERS = tiny.TOKENIZERS
 # One row per family: makes a prior for a tokenizer and a class count, or raises.
 PRIORS: dict[str, Callable[[Tokenizer, int], Prior]] = {
     "llamagen": lambda tokenizer, classes: tiny.prior_for(tokenizer.spec, classes),
+    "absorbing": lambda tokenizer, classes: tiny.absorbing_for(tokenizer.spec, classes),
 }
 # (tokenizer, prior) that must fit; every other pair must refuse
 FITTING = {
     ("vq-learned", "llamagen"),
     ("vq-ema", "llamagen"),
+    ("vq-learned", "absorbing"),
+    ("vq-ema", "absorbing"),
 }
 
 

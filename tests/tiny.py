@@ -16,6 +16,7 @@ from vqgen.data.store import ImageSet, Kept
 from vqgen.losses.gan import PatchGAN
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.nn.autoencoder import Decoder, Encoder
+from vqgen.priors.absorbing import Absorbing
 from vqgen.priors.llamagen import LlamaGen
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.codebook import Codebook
@@ -70,6 +71,12 @@ def prior_for(spec: Any, num_classes: int = 3) -> LlamaGen:
     """A transformer of two layers over such tokens, with dropout."""
     torch.manual_seed(1)
     return LlamaGen(spec, width=32, depth=2, heads=2, num_classes=num_classes)
+
+
+def absorbing_for(spec: Any, num_classes: int = 3) -> Absorbing:
+    """A bidirectional transformer of two layers over such tokens, with dropout."""
+    torch.manual_seed(1)
+    return Absorbing(spec, width=32, depth=2, heads=2, num_classes=num_classes)
 
 
 def prior(num_classes: int = 3) -> LlamaGen:

@@ -64,7 +64,11 @@ class Replacement:
         same, other = left + (1 - left) / codes, (1 - left) / codes  # q(x_T | x_0)
         divergence = math.log(codes) + same * math.log(same) + (codes - 1) * other * math.log(other)
         zero = torch.zeros(batch, device=tokens.device)
-        parts = {"reconstruction": zero, "diffusion": zero, "prior": zero + length * divergence}
+        parts = {
+            "reconstruction": zero,
+            "diffusion": zero,
+            "prior": zero + length * max(divergence, 0),
+        }
         spans = [("reconstruction", 0, 1, 1), ("diffusion", 1, steps, samples)]
         for part, first, stop, count in spans if steps > 1 else spans[:1]:
             noise = draws.uniform(count, 2 * length + 1)
