@@ -16,7 +16,7 @@ STRETCH = 1000.0  # radians of the fastest wave over the range of the rate
 
 class Bidirectional(nn.Module):
     """Logits of every clean token given all noisy ones: the Llama block without a causal mask, the
-    condition's tokens in front, rotary positions by row and column.
+    condition's tokens in front, rotary positions by row and column, learned vectors of both.
 
     inputs, codes   numbers a noisy token may have, and a clean one: the mask is an input only
     rate_condition  also tell the network the noise rate, as a vector added to every token
@@ -52,6 +52,9 @@ class Bidirectional(nn.Module):
             width, num_classes=num_classes, text_length=text_length, text_dim=text_dim
         )
         self.embedding = nn.Embedding(inputs, width)
+        # Rotary positions tell offsets, and masks are all alike: without a vector of its row and
+        # column a place among masks would know itself by one attention weight per head alone.
+        self.rows, self.columns = (nn.Embedding(side, width) for side in size)
         self.rate = RateVector(width) if rate_condition else None
         self.token_dropout = nn.Dropout(token_dropout)
         hidden = swiglu_width(width, multiple_of=multiple_of, multiplier=ffn_multiplier)
@@ -96,7 +99,8 @@ class Bidirectional(nn.Module):
         rate     Float [batch], the share of noise; read with rate_condition alone
         front    [batch, condition length, width], from `self.condition`
         visible  Bool [batch, condition length], its real tokens; None: all"""
-        x = torch.cat((front, self.embedding(noisy)), dim=1)
+        places = self.rows.weight[:, None] + self.columns.weight
+        x = torch.cat((front, self.embedding(noisy) + places.flatten(0, 1)), dim=1)
         if self.rate is not None:
             assert rate is not None
             x = x + self.rate(rate.to(x))[:, None]
