@@ -138,12 +138,12 @@ class Clock:
         if wanted == "elbo":
             return None
         named: dict[str, Weight] = {"uniform": torch.ones_like, "maskgit": self.maskgit}
-        if isinstance(wanted, str) and wanted not in named:
+        if not callable(wanted) and wanted not in named:
             raise ValueError(
                 f"wanted prior.weight as one of elbo, {', '.join(named)} or a function of s = t / "
                 f"T, got {wanted}"
             )
-        weight = named[wanted] if isinstance(wanted, str) else wanted
+        weight = wanted if callable(wanted) else named[wanted]
         values = weight(self.at((torch.arange(GRID) + 0.5) / GRID))
         if not bool(((values >= 0) & values.isfinite()).all()) or float(values.sum()) == 0:
             raise ValueError(
