@@ -201,7 +201,8 @@ def test_a_trained_bound_reaches_the_entropy_of_a_markov_field(settings: dict[st
         optimizer.zero_grad()
         model.loss(batch, Condition(256)).total.backward()
         optimizer.step()
-    bits = model.eval().bits(field(4000, 2), Condition(4000)).mean().item()
+    model.bound_samples = 32  # the 256 images there are repeat, and equal images have equal noise
+    bits = model.eval().bits(field(1000, 2), Condition(1000)).mean().item()
     assert bits == pytest.approx(FIELD_BITS, rel=0.02)
 
 
