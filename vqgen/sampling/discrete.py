@@ -33,12 +33,12 @@ class Kernel:
     @classmethod
     def absorbing(cls, codes: int) -> "Kernel":
         """`codes` codes and one more state, the mask, whose number is `codes`."""
-        return cls(F.one_hot(torch.tensor(codes), codes + 1).double())
+        return cls(F.one_hot(torch.tensor(codes, device="cpu"), codes + 1).double())
 
     @classmethod
     def uniform(cls, codes: int) -> "Kernel":
         """`codes` codes, each as likely as the next."""
-        return cls(torch.full((codes,), 1 / codes, dtype=torch.float64))
+        return cls(torch.full((codes,), 1 / codes, dtype=torch.float64, device="cpu"))
 
     def matrix(self, keep: float) -> Tensor:
         """-> Q, float64 [states, states]."""
@@ -144,7 +144,7 @@ class Clock:
                 f"T, got {wanted}"
             )
         weight = wanted if callable(wanted) else named[wanted]
-        values = weight(self.at((torch.arange(GRID) + 0.5) / GRID))
+        values = weight(self.at((torch.arange(GRID, device="cpu") + 0.5) / GRID))
         if not bool(((values >= 0) & values.isfinite()).all()) or float(values.sum()) == 0:
             raise ValueError(
                 "wanted a weight w_t of at least 0 and not 0 everywhere, got values from "

@@ -29,14 +29,14 @@ class Schedule:
 
     def rates(self, steps: int) -> list[float]:
         """The mask rates 1 - alpha-bar of a sampling loop: `steps` + 1 falling numbers, 0 last."""
-        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
         return (1 - self.clean(times)).clamp(0, 1).tolist()
 
     def _derivative(self, s: Tensor) -> Tensor:
         return torch.func.jvp(self.clean, (s,), (torch.ones_like(s),))[1]
 
     def _check(self) -> None:
-        times = torch.linspace(0, 1, GRID, dtype=torch.float64)
+        times = torch.linspace(0, 1, GRID, dtype=torch.float64, device="cpu")
         values = self.clean(times)
         ends = abs(float(values[0]) - 1) < 1e-6 and -1e-6 < float(values[-1]) <= NEARLY_ALL
         if not (ends and bool((values.diff() < 0).all())):
