@@ -129,9 +129,45 @@ def stage2_run(root: Path, mark: str | None = None) -> Path:
 
 
 # (what the user did, what has to be there before, program, words, what the sentence must say)
+TINY_PICTURES = ["data.size=[16,24]", "logger=files", "train.max_steps=1"]
 QUICK = ["logger=files", "train.max_steps=1", "loss.perceptual=none", "loss.gan=none"]
 CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
     ("misspelt a key", lambda p: None, "train_stage1", ["train.lrr=1"], "did you mean train.lr?"),
+    (
+        "left a prior no noise step",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.noise_steps=0", *TINY_PICTURES],
+        "prior.noise_steps=1000",
+    ),
+    (
+        "misspelt the weight of a loss",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.weight=elob", *TINY_PICTURES],
+        "elbo, uniform, maskgit",
+    ),
+    (
+        "gave a weight below 0",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.weight=-1", *TINY_PICTURES],
+        "elbo, uniform, maskgit",
+    ),
+    (
+        "gave a schedule that there is not",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.schedule=square", *TINY_PICTURES],
+        "linear, cosine, log_linear, arc_cosine",
+    ),
+    (
+        "wants the uniform kernel in continuous time",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.kernel=uniform", "prior.noise_steps=null", *TINY_PICTURES],
+        "prior.noise_steps=1000",
+    ),
     ("misspelt a choice", lambda p: None, "train_stage1", ["data=emojy"], "did you mean emoji?"),
     ("gave no value", lambda p: None, "train_stage1", ["resume"], "'resume' without a value"),
     ("gave a word for a number", lambda p: None, "train_stage1", ["train.lr=x"], "wants a number"),

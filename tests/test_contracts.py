@@ -15,6 +15,7 @@ TOKENIZERS = tiny.TOKENIZERS
 PRIORS: dict[str, Callable[[Tokenizer, int], Prior]] = {
     "llamagen": lambda tokenizer, classes: tiny.prior_for(tokenizer.spec, classes),
     "var": lambda tokenizer, classes: tiny.var(tokenizer, classes),
+    "absorbing": lambda tokenizer, classes: tiny.absorbing_for(tokenizer.spec, classes),
 }
 # (tokenizer, prior) that must fit; every other pair must refuse
 FITTING = {
@@ -22,6 +23,8 @@ FITTING = {
     ("vq-ema", "llamagen"),
     ("var-learned", "var"),
     ("var-ema-own", "var"),
+    ("vq-learned", "absorbing"),
+    ("vq-ema", "absorbing"),
 }
 
 

@@ -16,6 +16,7 @@ from vqgen.data.store import ImageSet, Kept
 from vqgen.losses.gan import PatchGAN
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.nn.autoencoder import Decoder, Encoder
+from vqgen.priors.absorbing import Absorbing
 from vqgen.priors.llamagen import LlamaGen
 from vqgen.priors.var import VAR
 from vqgen.tokenizers.autoencoder import Autoencoder
@@ -99,6 +100,12 @@ def var(tokenizer: Tokenizer, num_classes: int = 3) -> VAR:
     pyramid: Any = tokenizer.pyramid  # None where the prior refuses
     sizes: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "gate_init": 0.1}
     return VAR(tokenizer.spec, pyramid=pyramid, num_classes=num_classes, **sizes)
+
+
+def absorbing_for(spec: Any, num_classes: int = 3) -> Absorbing:
+    """A bidirectional transformer of two layers over such tokens, with dropout."""
+    torch.manual_seed(1)
+    return Absorbing(spec, width=32, depth=2, heads=2, num_classes=num_classes)
 
 
 def prior(num_classes: int = 3) -> LlamaGen:

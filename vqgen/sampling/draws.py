@@ -32,6 +32,15 @@ class Draws:
         noise = self._stack(lambda generator: _gumbel(logits.shape[1:], generator))
         return (logits.float() + noise.to(logits.device)).argmax(dim=-1)
 
+    def gumbel(self, where: Tensor, *shape: int) -> Tensor:
+        """Gumbel noise for the True places of `where` Bool [batch, length], in order: -> Float
+        [places, *shape]. An image without any draws nothing, so its stream does not depend on what
+        the others need."""
+        counts = where.sum(dim=1).tolist()
+        pairs = zip(self.generators, counts, strict=True)
+        noise = [_gumbel((count, *shape), generator) for generator, count in pairs if count]
+        return torch.cat(noise).to(where.device) if noise else where.new_zeros(0, *shape).float()
+
     def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.stack([draw(generator) for generator in self.generators])
 
