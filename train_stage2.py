@@ -8,7 +8,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, cli, pipeline, runs
-from vqgen.data.encoded import EncodedImages
+from vqgen.data import cache
 from vqgen.training import launch
 from vqgen.training.stage2 import Stage2
 
@@ -33,6 +33,7 @@ def main(config: DictConfig) -> int:
             f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
             f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
         )
+    latents = data.latents(tokenizer, fingerprint)
     prior = build.prior(settings["prior"], tokenizer, num_classes=data.num_classes)
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
@@ -41,7 +42,7 @@ def main(config: DictConfig) -> int:
         f"tokenizer='{export}'",
     ]
     run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
-    data.samples_seen = run.counters.samples
+    latents.samples_seen = run.counters.samples
     module = Stage2(
         prior,
         launch.recipe(settings["train"]),
@@ -60,28 +61,18 @@ def main(config: DictConfig) -> int:
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
-    data = EncodedImages(data, tokenizer)
     precision = build.precision(settings)
-    return launch.train(module, data, run, settings, boards=boards, precision=precision)
+    return launch.train(module, latents, run, settings, boards=boards, precision=precision)
 
 
 def find_tokenizer(settings: dict) -> Path:
     """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
-    read."""
-    given = settings["tokenizer"]
-    if given != "auto":
-        for folder in (Path(given) / "tokenizer", Path(given)):
-            if (folder / "model.safetensors").is_file():
-                return folder
-        raise ValueError(
-            f"wanted tokenizer=PATH of a finished stage-1 run, got {given}, which "
-            f"{'holds none' if Path(given).exists() else 'does not exist'}; look for one with: "
-            f"ls {settings['run']['root']}/stage1, or leave tokenizer out for the newest that fits"
-        )
-    return runs.newest_export(
+    read (and that made the cache, for data=cache)."""
+    wanted = cache.made_by(settings["data"])
+    return runs.stage1_export(
+        settings["tokenizer"],
         Path(settings["run"]["root"]),
-        "stage1",
-        refusal=partial(pipeline.refusal, settings["prior"]),
+        refusal=partial(pipeline.refusal, settings["prior"], fingerprint=wanted),
         command="python train_stage1.py (what the prior needs is said above), or tokenizer=PATH",
     )
 
