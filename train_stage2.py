@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, pipeline, runs
 from vqgen.data import cache
-from vqgen.training import launch
+from vqgen.training import devices, launch
 from vqgen.training.stage2 import Stage2
 
 
@@ -19,7 +19,8 @@ def main(config: DictConfig) -> int:
     name = f"{cli.choice('prior')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
-    export = find_tokenizer(build.plain(cli.compose("train_stage2", words)))
+    chosen = build.plain(cli.compose("train_stage2", words))
+    export = devices.once(lambda: find_tokenizer(chosen))
     if not resumed:  # the data that the tokenizer was trained on, unless told otherwise
         words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))

@@ -12,6 +12,7 @@ import torch
 from lightning import Callback, Trainer
 
 from vqgen import checkpoint
+from vqgen.training import devices
 from vqgen.training.module import TrainingModule
 
 
@@ -39,13 +40,13 @@ class SaveRun(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         counters = pl_module.counters
+        if counters.micro != 0:
+            return
+        # a scheduler's signal reaches the processes at different times; they leave together
+        self.signal = devices.largest(self.signal or 0) or None
         if self.signal is not None:
             trainer.should_stop = True
-        elif (
-            counters.micro == 0
-            and counters.step % self.every == 0
-            and counters.step != self._saved_step
-        ):
+        elif counters.step % self.every == 0 and counters.step != self._saved_step:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

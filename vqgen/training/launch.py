@@ -13,6 +13,7 @@ import yaml
 from lightning import LightningDataModule, Trainer
 
 from vqgen import checkpoint, runs
+from vqgen.training import devices
 from vqgen.training.callbacks import Console, SaveRun
 from vqgen.training.logs import Board, FileBoard
 from vqgen.training.module import Budget, Counters, Recipe, TrainingModule
@@ -38,8 +39,13 @@ class Run:
 def find_resumed(settings: dict[str, Any], *, stage: str, name: str) -> Path | None:
     """The run folder that train.resume names, or None for a new run.
 
-    name  used unless run.name is given
+    The same on every process of a distributed run. name: used unless run.name is given
     Raises ValueError if there is no such run."""
+    devices.join(settings["trainer"])
+    return devices.once(lambda: _find_resumed(settings, stage, name))
+
+
+def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | None:
     resume = settings["train"]["resume"]
     if resume is None:
         return None
@@ -68,11 +74,18 @@ def stored_overrides(run: Path) -> list[str]:
 def open_run(
     settings: dict[str, Any], typed: Sequence[str], resumed: Path | None, *, stage: str, name: str
 ) -> Run:
-    """Make a new run folder and store config and overrides in it, or go on in `resumed`.
+    """Make a new run folder and store config and overrides in it, or go on in `resumed`; on one
+    process for all.
 
     settings  the resolved config; typed: the overrides as typed; name: used unless run.name is
               given
     Raises ValueError if the run to resume has no readable checkpoint or was another experiment."""
+    return devices.once(lambda: _open_run(settings, typed, resumed, stage, name))
+
+
+def _open_run(
+    settings: dict[str, Any], typed: Sequence[str], resumed: Path | None, stage: str, name: str
+) -> Run:
     if resumed is not None:
         _check_same_experiment(resumed, settings)
         return Run(resumed, *read_counters(resumed))
@@ -117,7 +130,7 @@ def train(
     options = settings["train"]
     saver = SaveRun(run.folder, options["save_every"])
     lightning = Trainer(
-        **{**settings["trainer"], "precision": precision},
+        **{**devices.trainer_arguments(settings["trainer"]), "precision": precision},
         default_root_dir=run.folder,
         logger=boards,
         callbacks=[Console(), saver],
@@ -155,6 +168,8 @@ def train(
 
 def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
     """The whole resolved recipe as one table, with the derived numbers last."""
+    if not devices.is_first():
+        return
     rows = _flatten(settings) | derived
     width = max(len(key) for key in rows)
     print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows.items()), flush=True)
