@@ -34,16 +34,16 @@ def stage1(update: str) -> Stage1:
     return Stage1(tokenizer, tiny.loss(), tiny.recipe(STEPS), architecture={}, facts={})
 
 
-def stage2(folder: Path, steps: int = STEPS) -> Stage2:
+def stage2(folder: Path) -> Stage2:
     """Without random draws in the loss, so that nothing but the arithmetic depends on the ranks."""
     torch.manual_seed(1)
-    drops = dict.fromkeys(
+    drops: Any = dict.fromkeys(
         ("label_dropout", "token_dropout", "residual_dropout", "ffn_dropout"), 0.0
     )
     prior = LlamaGen(tiny.tokenizer().spec, width=32, depth=2, heads=2, num_classes=3, **drops)
     return Stage2(
         prior,
-        tiny.recipe(steps),
+        tiny.recipe(STEPS),
         image_size=tiny.SIZE,
         preview=lambda prior: torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(),
         tokenizer=folder / "tokenizer",
@@ -97,10 +97,8 @@ def work(rank: int, folder: Path, port: int) -> None:
         results[update] = {**module.model.state_dict(), **module.average.state_dict()}
     for strategy in ("ddp", "fsdp"):
         results[strategy] = whole(train(folder / strategy, stage2(folder), encoded(), strategy))
-    cut = folder / "cut"
-    train(cut, stage2(folder, 3), encoded(), "ddp")
-    run = Run(cut, *devices.once(lambda: launch.read_counters(cut)))
-    results["resumed"] = train(cut, stage2(folder), encoded(), "ddp", run)
+    run = devices.once(lambda: half_way(folder, "ddp", folder / "cut"))
+    results["resumed"] = train(folder / "cut", stage2(folder), encoded(), "ddp", run)
     spoiled = stage1("ema")
     if rank == 1:
         spoiled.model.after_step = drift(spoiled)  # type: ignore[method-assign]
@@ -110,6 +108,16 @@ def work(rank: int, folder: Path, port: int) -> None:
         results["spoiled"] = str(error)
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def half_way(folder: Path, before: str, target: Path) -> Run:
+    """The run of two processes as it was after three steps, in another folder."""
+    (target / "checkpoints").mkdir(parents=True)
+    source = folder / before / "checkpoints" / "previous.ckpt"
+    (target / "checkpoints" / "last.ckpt").write_bytes(source.read_bytes())
+    run = Run(target, *launch.read_counters(target))
+    assert run.counters.step == 3 and run.counters.samples == 24
+    return run
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -198,12 +206,7 @@ def test_a_resumed_run_of_two_ends_in_the_same_bits(both: Any) -> None:
 def test_one_process_goes_on_where_two_stopped(both: Any, tmp_path: Path, before: str) -> None:
     """A changed device count keeps the data order: three steps of two, three of one."""
     folder, first, _ = both
-    checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    source = folder / before / "checkpoints" / "previous.ckpt"  # of step 3
-    (checkpoints / "last.ckpt").write_bytes(source.read_bytes())
-    run = Run(tmp_path / "run", *launch.read_counters(tmp_path / "run"))
-    assert run.counters.step == 3 and run.counters.samples == 24
+    run = half_way(folder, before, tmp_path / "run")
     ended = train(tmp_path / "run", stage2(folder), encoded(), "auto", run)
     for name, value in ended.items():
         torch.testing.assert_close(value, first["ddp"][name], atol=2e-5, rtol=1e-4, msg=name)
