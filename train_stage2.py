@@ -4,18 +4,22 @@
 from functools import partial
 from pathlib import Path
 
+import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli, pipeline, runs
+from vqgen import build, checkpoint, cli, pipeline, runs
 from vqgen.data import cache
-from vqgen.training import devices, launch
+from vqgen.data.order import micro_batch_size
+from vqgen.training import devices, launch, plan
 from vqgen.training.stage2 import Stage2
 
 
 @cli.entry("stage2", "train_stage2")
 def main(config: DictConfig) -> int:
     """Find the tokenizer, build data and prior, train, export runs/stage2/<run>/pipeline."""
+    if config.plan:
+        return show_plan(build.plain(config))
     name = f"{cli.choice('prior')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
@@ -64,6 +68,20 @@ def main(config: DictConfig) -> int:
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
     precision = build.precision(settings)
     return launch.train(module, latents, run, settings, boards=boards, precision=precision)
+
+
+def show_plan(settings: dict) -> int:
+    """plan=true: what the run would take; neither data nor weights are loaded."""
+    header = checkpoint.read_header(find_tokenizer(settings))
+    names = header["facts"]["class_names"]
+    with torch.device("meta"):
+        tokenizer = build.model(header["architecture"])
+        prior = build.prior(settings["prior"], tokenizer, num_classes=len(names))
+    world = devices.planned(settings["trainer"])
+    images = header["facts"].get("data", {}).get("train_images")
+    train = settings["train"]
+    micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
+    return plan.show(plan.plan(settings, prior, devices=world, images=images, micro=micro))
 
 
 def find_tokenizer(settings: dict) -> Path:

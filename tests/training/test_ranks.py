@@ -169,9 +169,6 @@ def test_codebooks_and_weights_are_equal_bit_for_bit(both: Any, update: str) -> 
         assert torch.equal(value, second[update][name]), name
     revived = [v for (_, name), v in rows(folder / update).items() if name == "codebook/revived"]
     assert sum(revived) > 0, "the test has seen a revival"
-    assert not torch.equal(
-        first[update]["bottleneck.codebook.weight"], stage1(update).model.bottleneck.codebook.weight
-    )  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

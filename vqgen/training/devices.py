@@ -118,7 +118,8 @@ def strategy(name: str) -> Strategy | str:
     # (codebooks sum their statistics over ranks), not by overwriting them in every step.
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(find_unused_parameters=True, **{sync: False})
+    options: dict[str, Any] = {"find_unused_parameters": True, sync: False}
+    return DDPStrategy(**options)
 
 
 def checksum(model: nn.Module) -> dict[str, int]:
@@ -146,6 +147,12 @@ def _meet(local_rank: int) -> None:
         torch.cuda.set_device(local_rank)
     # both, since what is exchanged about the run itself is on the CPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def planned(trainer: dict[str, Any]) -> int:
+    """Devices that a run with this trainer node would have, all machines together."""
+    started = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
+    return int(started) if started else max(1, _wanted_here(trainer)) * trainer["num_nodes"]
 
 
 def _wanted_here(trainer: dict[str, Any]) -> int:
