@@ -267,7 +267,12 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "trains on the cache of another tokenizer",
         lambda p: (stage1_run(p / "runs"), a_cache(p / "c", "0123")),
         "train_stage2",
-        ["data=cache", "data.root=c", "tokenizer=runs/stage1/20260101_000000_tiny"],
+        [
+            "data=cache",
+            "data.root=c",
+            "tokenizer=runs/stage1/20260101_000000_tiny",
+            "train.global_batch=4",
+        ],
         "was made by another tokenizer",
     ),
     (
