@@ -6,18 +6,26 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, cli, finetune
-from vqgen.training import launch
+from vqgen.data.order import micro_batch_size
+from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
 
 
 @cli.entry("stage1", "train_stage1")
 def main(config: DictConfig) -> int:
     """Build data, tokenizer and loss from the config, train, export runs/stage1/<run>/tokenizer."""
+    if config.plan:
+        return show_plan(build.plain(config))
     name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage1", name=name)
     if resumed is not None:
         config = cli.compose("train_stage1", cli.merged(launch.stored_overrides(resumed)))
     settings = build.plain(config)
+    if settings["trainer"]["strategy"] == "fsdp":
+        raise ValueError(
+            "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "
+            "type trainer=ddp"
+        )
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
     start = finetune.begin_tokenizer(settings, cli.typed_overrides(), data.image_size)
@@ -48,6 +56,20 @@ def main(config: DictConfig) -> int:
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
     precision = build.precision(settings)
     return launch.train(module, data, run, settings, boards=boards, precision=precision)
+
+
+def show_plan(settings: dict) -> int:
+    """plan=true: what the run would take; neither data nor LPIPS weights are loaded."""
+    size = settings["data"]["size"]
+    size = [size, size] if isinstance(size, int) else size
+    with torch.device("meta"):
+        tokenizer = build.make({**settings["tokenizer"], "image_size": size})
+        loss = build.make({**settings["loss"], "perceptual": None})
+    loss.check_size(tuple(size))
+    world = devices.planned(settings["trainer"])
+    train = settings["train"]
+    micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
+    return plan.show(plan.plan(settings, tokenizer, devices=world, others=loss.gan, micro=micro))
 
 
 if __name__ == "__main__":

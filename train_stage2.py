@@ -4,22 +4,27 @@
 from functools import partial
 from pathlib import Path
 
+import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli, finetune, pipeline, runs
-from vqgen.data.encoded import EncodedImages
-from vqgen.training import launch
+from vqgen import build, checkpoint, cli, finetune, pipeline, runs
+from vqgen.data import cache
+from vqgen.data.order import micro_batch_size
+from vqgen.training import devices, launch, plan
 from vqgen.training.stage2 import Stage2
 
 
 @cli.entry("stage2", "train_stage2")
 def main(config: DictConfig) -> int:
     """Find the tokenizer, build data and prior, train, export runs/stage2/<run>/pipeline."""
+    if config.plan:
+        return show_plan(build.plain(config))
     name = f"{cli.choice('prior')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
-    export = find_tokenizer(build.plain(cli.compose("train_stage2", words)))
+    chosen = build.plain(cli.compose("train_stage2", words))
+    export = devices.once(lambda: find_tokenizer(chosen))
     if not resumed:  # the data that the tokenizer was trained on, unless told otherwise
         words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))
@@ -33,6 +38,7 @@ def main(config: DictConfig) -> int:
             f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
             f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
         )
+    latents = data.latents(tokenizer, fingerprint)
     start = finetune.begin_prior(settings, cli.typed_overrides(), tokenizer, data.num_classes)
     prior, settings["prior"] = start.model, start.settings
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
@@ -42,7 +48,7 @@ def main(config: DictConfig) -> int:
         f"tokenizer='{export}'",
     ]
     run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
-    data.samples_seen = run.counters.samples
+    latents.samples_seen = run.counters.samples
     module = Stage2(
         prior,
         launch.recipe(settings["train"]),
@@ -62,30 +68,34 @@ def main(config: DictConfig) -> int:
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
-    data = EncodedImages(data, tokenizer)
     precision = build.precision(settings)
-    return launch.train(module, data, run, settings, boards=boards, precision=precision)
+    return launch.train(module, latents, run, settings, boards=boards, precision=precision)
+
+
+def show_plan(settings: dict) -> int:
+    """plan=true: what the run would take; neither data nor weights are loaded."""
+    header = checkpoint.read_header(find_tokenizer(settings))
+    names = header["facts"]["class_names"]
+    with torch.device("meta"):
+        tokenizer = build.model(header["architecture"])
+        prior = build.prior(settings["prior"], tokenizer, num_classes=len(names))
+    world = devices.planned(settings["trainer"])
+    images = header["facts"].get("data", {}).get("train_images")
+    train = settings["train"]
+    micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
+    return plan.show(plan.plan(settings, prior, devices=world, images=images, micro=micro))
 
 
 def find_tokenizer(settings: dict) -> Path:
     """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
-    read."""
-    given = settings["tokenizer"]
-    if given == "auto" and settings["init"]:
+    read (and that made the cache, for data=cache)."""
+    if settings["tokenizer"] == "auto" and settings["init"]:
         return finetune.find(settings["init"], "tokenizer")
-    if given != "auto":
-        for folder in (Path(given) / "tokenizer", Path(given)):
-            if (folder / "model.safetensors").is_file():
-                return folder
-        raise ValueError(
-            f"wanted tokenizer=PATH of a finished stage-1 run, got {given}, which "
-            f"{'holds none' if Path(given).exists() else 'does not exist'}; look for one with: "
-            f"ls {settings['run']['root']}/stage1, or leave tokenizer out for the newest that fits"
-        )
-    return runs.newest_export(
+    wanted = cache.made_by(settings["data"])
+    return runs.stage1_export(
+        settings["tokenizer"],
         Path(settings["run"]["root"]),
-        "stage1",
-        refusal=partial(pipeline.refusal, settings["prior"]),
+        refusal=partial(pipeline.refusal, settings["prior"], fingerprint=wanted),
         command="python train_stage1.py (what the prior needs is said above), or tokenizer=PATH",
     )
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests import tiny
 from vqgen import checkpoint
+from vqgen.data import extract
 
 ARCHITECTURE = {
     "_target_": "vqgen.tokenizers.autoencoder.Autoencoder",
@@ -338,6 +339,54 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["prior=llamagen", "tokenizer=runs/stage1/20260101_000000_pyramid", "data.size=[16,24]"],
         "prior=llamagen needs tokens of one scale, got 3 scales",
     ),
+    ("named no cache", lambda p: stage1_run(p / "runs"), "train_stage2", ["data=cache"], "out=DIR"),
+    (
+        "named a folder that is no cache",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["data=cache", "data.root=runs"],
+        "holds no manifest.json",
+    ),
+    (
+        "trains on the cache of another tokenizer",
+        lambda p: (stage1_run(p / "runs"), a_cache(p / "c", "0123")),
+        "train_stage2",
+        [
+            "data=cache",
+            "data.root=c",
+            "tokenizer=runs/stage1/20260101_000000_tiny",
+            "train.global_batch=4",
+        ],
+        "was made by another tokenizer",
+    ),
+    (
+        "has no tokenizer for the cache",
+        lambda p: (stage1_run(p / "runs"), a_cache(p / "c", "0123")),
+        "train_stage2",
+        ["data=cache", "data.root=c"],
+        "is not the one that made the cache (0123)",
+    ),
+    (
+        "shards a tokenizer",
+        lambda p: None,
+        "train_stage1",
+        ["trainer=fsdp", *QUICK],
+        "type trainer=ddp",
+    ),
+    (
+        "misspelt the strategy",
+        lambda p: None,
+        "train_stage1",
+        ["trainer.strategy=dpp", *QUICK],
+        "trainer=ddp or trainer=fsdp",
+    ),
+    (
+        "plans a batch that the devices cannot share",
+        lambda p: None,
+        "train_stage1",
+        ["plan=true", "trainer.devices=3", "trainer.accelerator=cpu", "train.global_batch=16"],
+        "train.global_batch=18",
+    ),
     ("samples without a run", lambda p: None, "sample", [], "python train_stage2.py"),
     (
         "samples from a folder that is not there",
@@ -540,6 +589,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "another tokenizer",
     ),
 ]
+
+
+def a_cache(out: Path, mark: str) -> None:
+    """The tiny data as a cache of the tokenizer with this fingerprint."""
+    data, tokenizer = tiny.data(batch=1), tiny.tokenizer().eval()
+    planned = extract.plan(data, tokenizer, fingerprint=mark, path="runs/stage1/lost")
+    extract.extract(planned, data, tokenizer, str(out))
 
 
 def truncate(folder: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_emoji_recipe_is_chosen_by_data_and_tokenizer() -> None:
 
 def type_in(folder: Path, program: str, *words: str) -> str:
     """Run a command from the repository root; returns what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
     command = [sys.executable, f"{program}.py", *words]
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -136,6 +136,42 @@ def test_own_unconditional_pictures_that_are_not_square(tmp_path: Path) -> None:
     type_in(tmp_path, "sample", f"root={tmp_path / 'runs'}", f"out={out}", "n=3")
     arrays = np.load(out.with_suffix(".npz"))
     assert arrays["arr_0"].shape == (3, 32, 48, 3) and "arr_1" not in arrays
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_a_cache_as_typed(tmp_path: Path) -> None:
+    """Stage 1, cache, plan, `torchrun --nproc_per_node=2 train_stage2.py`: one run folder."""
+    small = ("debug=fast", f"run.root={tmp_path}", "trainer.accelerator=cpu")
+    type_in(tmp_path, "train_stage1", *small, "tokenizer=vqvae")
+    out = tmp_path / "cache"
+    printed = type_in(tmp_path, "scripts/cache_latents", f"root={tmp_path}", f"out={out}")
+    assert f"train_stage2.py data=cache data.root={out}" in printed
+    words = (*small, "data=cache", f"data.root={out}", "prior=llamagen_tiny")
+    assert "5,641,984" in type_in(tmp_path, "train_stage2", *words, "plan=true")
+    assert not (tmp_path / "stage2").exists(), "a plan leaves nothing behind"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, "train_stage2.py", *words],
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (run,) = (tmp_path / "stage2").iterdir()
+    assert (run / "pipeline" / "prior" / "model.safetensors").is_file()
+    assert done.stdout.count("validation at step 2") == 1, "the first process speaks"
+
+
+def test_the_submitit_launcher_composes() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "stage2")):
+        words = ["hydra/launcher=slurm", "trainer=slurm"]
+        config = hydra.compose("train_stage2", words, return_hydra_config=True)
+    assert config.hydra.launcher._target_.endswith("SlurmLauncher")
+    assert config.hydra.launcher.gpus_per_node == config.hydra.launcher.tasks_per_node == 8
+    assert config.trainer.accelerator == "gpu" and config.trainer.strategy == "ddp"
 
 
 SMALL = ("channels=32", "multipliers=[1,1]", "blocks=1", "patch=4")

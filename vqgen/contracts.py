@@ -235,6 +235,11 @@ class Tokenizer(nn.Module, ABC):
     def encode(self, images: Tensor) -> Tensor:
         """images [batch, 3, H, W] in [-1, 1] -> latents, as self.spec says."""
 
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """images [batch, 3, H, W] in [-1, 1] -> (mean, deviation) of the latents that `encode`
+        gives, for caches; None: they are not random, and the mean is what `encode` returns."""
+        return self.encode(images), None
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """latents, as self.spec says, -1 = not yet decided -> images [batch, 3, H, W], not

@@ -300,11 +300,14 @@ def _count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | N
     return total
 
 
-def refusal(prior: dict[str, Any], export: Path) -> str | None:
-    """Why the prior of this config node cannot read the latents of a tokenizer export; None if it
-    can."""
+def refusal(prior: dict[str, Any], export: Path, fingerprint: str | None = None) -> str | None:
+    """Why the prior of this config node cannot read the latents of a tokenizer export, or that it
+    is not the one of this fingerprint; None if it can."""
     try:
-        build.check_pair(prior, load_tokenizer(export)[0].spec)
+        tokenizer, _, mark = load_tokenizer(export)
+        if fingerprint is not None and mark != fingerprint:
+            return f"its tokenizer ({mark}) is not the one that made the cache ({fingerprint})"
+        build.check_pair(prior, tokenizer.spec)
     except ValueError as error:
         return str(error)
     return None

@@ -45,6 +45,27 @@ def newest_first(root: Path, stage: str, name: str | None = None) -> Iterator[Pa
     return (folder for folder in folders if name is None or folder.name.split("_", 2)[2] == name)
 
 
+def stage1_export(
+    given: str,
+    root: Path,
+    refusal: Callable[[Path], str | None] = lambda folder: None,
+    command: str = "python train_stage1.py",
+) -> Path:
+    """The tokenizer folder of tokenizer=PATH, or of the newest run that fits where `given` is auto.
+
+    Raises ValueError if there is none."""
+    if given == "auto":
+        return newest_export(root, "stage1", refusal, command)
+    for folder in (Path(given) / "tokenizer", Path(given)):
+        if (folder / "model.safetensors").is_file():
+            return folder
+    raise ValueError(
+        f"wanted tokenizer=PATH of a finished stage-1 run, got {given}, which "
+        f"{'holds none' if Path(given).exists() else 'does not exist'}; look for one with: "
+        f"ls {root}/stage1, or leave tokenizer out for the newest that fits"
+    )
+
+
 def newest_export(
     root: Path, stage: str, refusal: Callable[[Path], str | None], command: str
 ) -> Path:

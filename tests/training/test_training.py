@@ -62,7 +62,7 @@ def run(
     folder.mkdir(exist_ok=True)
     opened = resume or Run(folder)
     data.samples_seen = opened.counters.samples
-    settings = tiny.settings(**more)
+    settings = more.pop("settings", None) or tiny.settings(**more)
     return launch.train(module, data, opened, settings, boards=[], precision="32-true")
 
 

@@ -1,19 +1,21 @@
 """Batches of latents for stage 2: the images of a data module, encoded by the frozen tokenizer on
 the fly."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningDataModule
 
 from vqgen.contracts import Tokenizer
-from vqgen.data.images import ImageData
+
+if TYPE_CHECKING:
+    from vqgen.data.images import ImageData
 
 
 class EncodedImages(LightningDataModule):
     """The same batches as `images`, with latents (as tokenizer.spec says) in place of images."""
 
-    def __init__(self, images: ImageData, tokenizer: Tokenizer) -> None:
+    def __init__(self, images: "ImageData", tokenizer: Tokenizer) -> None:
         super().__init__()
         self.images = images
         self.tokenizer = tokenizer.eval().requires_grad_(False)

@@ -11,9 +11,10 @@ from lightning.fabric.utilities import suggested_max_num_workers
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from vqgen.contracts import Size
+from vqgen.contracts import Size, Tokenizer
 from vqgen.data.decode import CENTER, Crop
-from vqgen.data.order import GlobalBatches, Key, chances, micro_batch_size
+from vqgen.data.encoded import EncodedImages
+from vqgen.data.order import GlobalBatches, Key, chances, in_order, micro_batch_size
 from vqgen.data.store import Batch, ImageSet
 
 
@@ -46,14 +47,7 @@ class ImageData(LightningDataModule):
         seed: int,  # of order, crops and flips
     ) -> None:
         super().__init__()
-        micro_batch_size(global_batch, accumulate, 1)
-        if global_batch > len(train):
-            raise ValueError(
-                f"wanted a batch no larger than the training set of {name}, {len(train)} images, "
-                f"got {global_batch}; type train.global_batch={len(train)} or less"
-            )
-        if seed < 0:
-            raise ValueError(f"wanted a seed of at least 0, got {seed}; type seed=0")
+        check_batch(name, global_batch, accumulate, len(train), seed)
         self.name = name
         self.train = train
         self.val = val
@@ -90,11 +84,15 @@ class ImageData(LightningDataModule):
             "skipped_files": self.train.skipped_files + self.val.skipped_files,
         }
 
+    def latents(self, tokenizer: Tokenizer, fingerprint: str) -> EncodedImages:
+        """The same images for a prior over the latents of that tokenizer, encoded on the fly."""
+        return EncodedImages(self, tokenizer)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Endless micro-batches of this rank, from `samples_seen` on.
 
         Raises ValueError if global_batch is not a multiple of accumulation x ranks."""
-        rank, world = _rank_and_world()
+        rank, world = rank_and_world()
         order = GlobalBatches(
             size=len(self.train),
             global_batch=self.global_batch,
@@ -105,7 +103,7 @@ class ImageData(LightningDataModule):
             samples_seen=self.samples_seen,
         )
         augmented = Augmented(self.train, seed=self.seed, crop=self.crop, flip=self.flip)
-        return self._loader(augmented, order)
+        return self.loader(augmented, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every validation image once over all ranks, center crop, unflipped, in a fixed order."""
@@ -117,18 +115,17 @@ class ImageData(LightningDataModule):
 
         Every rank gets the same number of batches, of at most the micro-batch of training, so that
         no rank waits for another; sizes differ by at most one image."""
-        rank, world = _rank_and_world()
+        rank, world = rank_and_world()
         micro = micro_batch_size(self.global_batch, self.accumulate, world)
-        rounds = -(-len(images) // (micro * world))
-        pieces = np.array_split(np.arange(len(images)), rounds * world)[rank::world]
-        return self._loader(images, [piece.tolist() for piece in pieces if len(piece)])
+        return self.loader(images, in_order(len(images), micro, rank, world))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """uint8 -> float in [-1, 1], channels_last, on the device; white is exactly 1."""
         images = batch["images"].to(torch.float32, memory_format=torch.channels_last)
         return {**batch, "images": 2 * (images / 255) - 1}
 
-    def _loader(self, images: Dataset[Batch], batches: Any) -> DataLoader[Batch]:
+    def loader(self, images: Dataset[Batch], batches: Any) -> DataLoader[Batch]:
+        """Batches of keys -> batches of `images`, with the worker processes this data needs."""
         workers = self.workers
         if workers is None:
             ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
@@ -175,7 +172,21 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _rank_and_world() -> tuple[int, int]:
+def check_batch(name: str, global_batch: int, accumulate: int, images: int, seed: int) -> None:
+    """Raise ValueError for a batch that does not divide or is larger than the set, or a seed under
+    0."""
+    micro_batch_size(global_batch, accumulate, 1)
+    if global_batch > images:
+        raise ValueError(
+            f"wanted a batch no larger than the training set of {name}, {images} images, "
+            f"got {global_batch}; type train.global_batch={images} or less"
+        )
+    if seed < 0:
+        raise ValueError(f"wanted a seed of at least 0, got {seed}; type seed=0")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(rank, ranks) of this process; (0, 1) outside a distributed run."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

@@ -70,6 +70,16 @@ def micro_batch_size(global_batch: int, accumulate: int, world: int) -> int:
     return global_batch // parts
 
 
+def in_order(count: int, micro: int, rank: int, world: int) -> list[list[int]]:
+    """Every index under `count` once over all ranks, in batches of at most `micro`.
+
+    Every rank gets the same number of batches, so that no rank waits for another; sizes differ by
+    at most one. (Ranks without any are left only where there are fewer images than ranks.)"""
+    rounds = -(-count // (micro * world))
+    pieces = np.array_split(np.arange(count), rounds * world)[rank::world]
+    return [piece.tolist() for piece in pieces if len(piece)]
+
+
 def index_at(seed: int, position: int, size: int) -> int:
     """The image shown at this position."""
     epoch, place = divmod(position, size)

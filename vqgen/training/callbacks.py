@@ -12,18 +12,19 @@ import torch
 from lightning import Callback, Trainer
 
 from vqgen import checkpoint
+from vqgen.training import devices
 from vqgen.training.module import TrainingModule
 
 
 class SaveRun(Callback):
-    """Writes checkpoints/last.ckpt every `every` steps, at the end, and when a signal asks the run
-    to leave.
+    """Writes checkpoints/last.ckpt every `every` steps, before each validation (`validate_every`),
+    at the end, and when a signal asks the run to leave.
 
     The file before it stays as previous.ckpt. Ctrl-C and SIGTERM finish the step under way, save,
     and set `signal`; a second Ctrl-C leaves at once."""
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder / "checkpoints", every
+    def __init__(self, folder: Path, every: int, validate_every: int) -> None:
+        self.folder, self.intervals = folder / "checkpoints", (every, validate_every)
         self.signal: int | None = None
         self._saved_step = -1
         self._handlers: dict[int, Any] = {}
@@ -39,13 +40,15 @@ class SaveRun(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         counters = pl_module.counters
+        if counters.micro != 0:
+            return
+        # a scheduler's signal reaches the processes at different times; they leave together
+        self.signal = devices.largest(self.signal or 0) or None
         if self.signal is not None:
             trainer.should_stop = True
-        elif (
-            counters.micro == 0
-            and counters.step % self.every == 0
-            and counters.step != self._saved_step
-        ):
+        elif counters.step == self._saved_step:
+            return
+        elif any(counters.step % interval == 0 for interval in self.intervals):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from lightning import LightningDataModule, Trainer
 
 from vqgen import checkpoint, runs
+from vqgen.training import devices, switches
 from vqgen.training.callbacks import Console, SaveRun
 from vqgen.training.logs import Board, FileBoard
 from vqgen.training.module import Budget, Counters, Recipe, TrainingModule
@@ -20,8 +22,15 @@ from vqgen.training.optimizer import Schedule
 
 # settings that a resumed run may change without becoming another experiment
 FREE = (
-    *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
-    *("logger.", "trainer.", "run.", "preview."),
+    *(
+        "plan",
+        "train.max_",
+        "train.resume",
+        "train.log_every",
+        "train.validate_every",
+        "train.save_every",
+    ),
+    *("logger.", "trainer.", "run.", "preview.", "plan"),
 )
 
 
@@ -38,8 +47,13 @@ class Run:
 def find_resumed(settings: dict[str, Any], *, stage: str, name: str) -> Path | None:
     """The run folder that train.resume names, or None for a new run.
 
-    name  used unless run.name is given
+    The same on every process of a distributed run. name: used unless run.name is given
     Raises ValueError if there is no such run."""
+    devices.join(settings["trainer"])
+    return devices.once(lambda: _find_resumed(settings, stage, name))
+
+
+def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | None:
     resume = settings["train"]["resume"]
     if resume is None:
         return None
@@ -68,11 +82,18 @@ def stored_overrides(run: Path) -> list[str]:
 def open_run(
     settings: dict[str, Any], typed: Sequence[str], resumed: Path | None, *, stage: str, name: str
 ) -> Run:
-    """Make a new run folder and store config and overrides in it, or go on in `resumed`.
+    """Make a new run folder and store config and overrides in it, or go on in `resumed`; on one
+    process for all.
 
     settings  the resolved config; typed: the overrides as typed; name: used unless run.name is
               given
     Raises ValueError if the run to resume has no readable checkpoint or was another experiment."""
+    return devices.once(lambda: _open_run(settings, typed, resumed, stage, name))
+
+
+def _open_run(
+    settings: dict[str, Any], typed: Sequence[str], resumed: Path | None, stage: str, name: str
+) -> Run:
     if resumed is not None:
         _check_same_experiment(resumed, settings)
         return Run(resumed, *read_counters(resumed))
@@ -109,15 +130,19 @@ def train(
 
     boards  where numbers and pictures go besides the files of the run folder
     Returns 0, or 128 + signal if one asked the run to leave."""
+    lock = FileLock(run.folder / ".lock")  # the system lets go of it when the process dies
+    devices.once(lambda: _lock(lock, run.folder))
+    switched = {name: settings["trainer"].get(name, False) for name in devices.SWITCHES}
+    switches.apply_(module.model, **switched)
     boards = [FileBoard(run.folder), *boards]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # the EMA
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # data in memory
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # inside Lightning
     options = settings["train"]
-    saver = SaveRun(run.folder, options["save_every"])
+    saver = SaveRun(run.folder, options["save_every"], options["validate_every"])
     lightning = Trainer(
-        **{**settings["trainer"], "precision": precision},
+        **{**devices.trainer_arguments(settings["trainer"]), "precision": precision},
         default_root_dir=run.folder,
         logger=boards,
         callbacks=[Console(), saver],
@@ -141,9 +166,17 @@ def train(
         lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
         if saver.signal is None and module.counters.step != module.validated_step:
             lightning.validate(module, data, verbose=False)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            f"a loader process died ({str(error).splitlines()[0]}), often for lack of memory; "
+            f"type data.workers=0 or fewer, and train.resume={run.folder} to go on"
+        ) from error
     finally:
         for board in boards:
             board.close()
+        lock.release()
     if saver.signal is None:
         return 0
     print(
@@ -153,8 +186,20 @@ def train(
     return 128 + saver.signal
 
 
+def _lock(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being trained by another process; wait for it, stop it, or start a run "
+            "of another name with run.name=NAME"
+        ) from None
+
+
 def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
     """The whole resolved recipe as one table, with the derived numbers last."""
+    if not devices.is_first():
+        return
     rows = _flatten(settings) | derived
     width = max(len(key) for key in rows)
     print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows.items()), flush=True)

@@ -6,19 +6,19 @@ and Trainer clipping cannot be used with two of them. Here one step is one step 
 (the model that is exported), whatever else is optimized beside it; every schedule, log and budget
 counts these."""
 
-import random
 import time
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
-import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from vqgen.training import devices, sharding
 from vqgen.training.ema import EMA, Model
 from vqgen.training.logs import Board
 from vqgen.training.optimizer import Schedule
+from vqgen.training.randomness import random_state, set_random_state
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,12 @@ class TrainingModule(LightningModule, Generic[Model]):
         if self._saved_random_state is not None:
             set_random_state(self._saved_random_state)
             self._saved_random_state = None
+        elif self.global_rank:  # else all ranks would drop the same conditions and units
+            torch.manual_seed(torch.initial_seed() + self.global_rank + 1000 * self.counters.step)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        if self.counters.micro:  # a step is never left half done
+            return None
         elapsed = time.monotonic() - self._started
         if self.recipe.budget.max_minutes and self.trainer.world_size > 1:
             # every rank must stop at the same step
@@ -118,7 +122,7 @@ class TrainingModule(LightningModule, Generic[Model]):
     def finish_step(self, optimizer: Any, parameters: list[nn.Parameter]) -> Tensor:
         """Clip, step and clear; a non-finite gradient norm leaves the weights alone. Returns the
         norm."""
-        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        norm = sharding.whole(nn.utils.clip_grad_norm_(parameters, self.recipe.clip))
         if torch.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -164,6 +168,18 @@ class TrainingModule(LightningModule, Generic[Model]):
         """Count a generator step and move the average."""
         self.counters.step += 1
         self.average.update(self.model, self.counters.step)
+        if self.is_log_step and self.trainer.world_size > 1 and self._device_mesh is None:
+            self.check_ranks()
+
+    def check_ranks(self) -> None:
+        """Raise ValueError if the replicas of a distributed run differ in a single bit."""
+        names = devices.differing(self.model)
+        if names:
+            raise ValueError(
+                f"step {self.counters.step}: {', '.join(names[:5])} differ between the processes; "
+                "the last checkpoint is sound: go on from it with train.resume=auto, and please "
+                "report this"
+            )
 
     # ---- logs
 
@@ -177,6 +193,13 @@ class TrainingModule(LightningModule, Generic[Model]):
         plain = {name: float(value) for name, value in numbers.items()}
         for board in self.boards:
             board.log_metrics(plain, step=self.counters.step)
+
+    def over_ranks(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss terms of this process -> their means over all; every one has to call it."""
+        if self.trainer.world_size == 1:
+            return parts
+        values = torch.stack([value.detach().double() for value in parts.values()])
+        return dict(zip(parts, self.trainer.strategy.reduce(values, reduce_op="mean"), strict=True))
 
     @property
     def is_log_step(self) -> bool:
@@ -195,38 +218,13 @@ class TrainingModule(LightningModule, Generic[Model]):
         )  # training is the same with and without validation
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["vqgen"] = {"counters": vars(self.counters), "random": random_state()}
+        first, *others = devices.gather(random_state())
+        counters = vars(self.counters)
+        checkpoint["vqgen"] = {"counters": counters, "random": first, "random_others": others}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.counters = Counters(**checkpoint["vqgen"]["counters"])
-        self._saved_random_state = checkpoint["vqgen"]["random"]
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global random generator, as tensors and plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (
-            kind,
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            position,
-            has_gauss,
-            gauss,
-        ),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo to a `random_state`."""
-    torch.set_rng_state(state["torch"].cpu())
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        saved = checkpoint["vqgen"]
+        states = [saved["random"], *saved.get("random_others", [])]
+        if self.global_rank < len(states):  # more devices than before: those begin anew
+            self._saved_random_state = states[self.global_rank]

@@ -94,6 +94,7 @@ class Stage1(TrainingModule[Tokenizer]):
     def log_step(self, parts: dict[str, Tensor], norms: dict[str, Tensor], rate: float) -> None:
         """Log losses (train/), GAN gauges (gan/), gradient norms and codebook events of the last
         steps."""
+        parts = self.over_ranks(parts)
         named = {name if "/" in name else f"train/{name}": value for name, value in parts.items()}
         named |= {f"train/{name.replace('/', '_')}": value for name, value in norms.items()}
         self.record({**named, **self._gauges, "train/lr": rate})
@@ -150,7 +151,8 @@ class Stage1(TrainingModule[Tokenizer]):
         self.record({**numbers, **scales})
         self.facts["validation"] = {**numbers, **scales, "step": self.counters.step}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        print(f"validation at step {self.counters.step}: {shown}")
+        if self.trainer.is_global_zero:
+            print(f"validation at step {self.counters.step}: {shown}")
         for board in self.boards:
             if self._shown:
                 board.log_picture(

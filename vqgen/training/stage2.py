@@ -12,6 +12,7 @@ from torch import Tensor
 from vqgen import checkpoint
 from vqgen.contracts import Condition, Prior, TokenSpec
 from vqgen.metrics.units import bits_per_dimension, bits_per_token, uniform_bits
+from vqgen.training import sharding
 from vqgen.training.module import Recipe, TrainingModule
 from vqgen.training.optimizer import adamw
 
@@ -41,6 +42,7 @@ class Stage2(TrainingModule[Prior]):
         super().__init__(prior, recipe)
         self.image_size, self.preview, self.tokenizer_folder = image_size, preview, tokenizer
         self.architecture, self.facts = architecture, facts
+        self._blueprint: list[Prior] = []  # in a list, as it is no part of this module
         self._bits: dict[str, Tensor] = {}  # by part of the code length: (sum, images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -48,6 +50,21 @@ class Stage2(TrainingModule[Prior]):
         return adamw(
             self.model, lr=recipe.schedule.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
+
+    def configure_model(self) -> None:
+        """Under trainer=fsdp: shard model and average, once."""
+        if self._device_mesh is None or self._blueprint:
+            return
+        self._blueprint = [sharding.blueprint(self.average.model)]
+        mesh = self._device_mesh["data_parallel"]
+        for prior in (self.model, self.average.model):
+            sharding.shard_(prior, mesh, ("loss", "bits_by_part"))
+
+    def assembled_average(self) -> Prior:
+        """The averaged prior, whole; every process has to call it."""
+        if not self._blueprint:
+            return self.average.model
+        return sharding.assemble(self.average.model, self._blueprint[0])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         latents = batch["latents"]
@@ -62,7 +79,7 @@ class Stage2(TrainingModule[Prior]):
         norm = self.finish_step(optimizer, list(self.model.parameters()))
         self.count_step()
         if self.is_log_step:
-            named = {f"train/{name}": value for name, value in parts.items()}
+            named = {f"train/{name}": value for name, value in self.over_ranks(parts).items()}
             self.record({**named, "train/norm": norm, "train/lr": rate})
 
     # ---- validation: code length of the validation set under the averaged copy
@@ -98,14 +115,15 @@ class Stage2(TrainingModule[Prior]):
         self.record(numbers)
         self.facts["validation"] = {**numbers, "likelihood": kind, "step": self.counters.step}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        print(f"validation at step {self.counters.step} ({kind} likelihood): {shown}")
+        prior = self.assembled_average()
         if self.trainer.is_global_zero:
-            picture = self.preview(self.average.model)
+            print(f"validation at step {self.counters.step} ({kind} likelihood): {shown}")
+            picture = self.preview(prior)
             for board in self.boards:
                 board.log_picture("samples/by_class", picture, self.counters.step)
-            self.export()
+            self.export(prior)
 
-    def export(self) -> None:
+    def export(self, prior: Prior) -> None:
         """Write the run's pipeline/ folder: the tokenizer as it was given and the averaged
         prior."""
         folder = Path(self.trainer.default_root_dir) / "pipeline"
@@ -113,7 +131,7 @@ class Stage2(TrainingModule[Prior]):
         facts = {**self.facts, "steps": self.counters.step, "images": self.counters.samples}
         checkpoint.save_model(
             folder / "prior",
-            self.average.model,
+            prior,
             kind="prior",
             architecture=self.architecture,
             facts=facts,

@@ -1,0 +1,63 @@
+"""Encode a data set once: `python scripts/cache_latents.py tokenizer=RUN out=DIR [data=...]`, also
+under torchrun; then `python train_stage2.py data=cache data.root=DIR`."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from vqgen import build, cli, pipeline, runs
+from vqgen.data import extract
+from vqgen.training import launch
+
+
+@cli.entry(".", "cache_latents")
+def main(config: DictConfig) -> None:
+    """Load the tokenizer and its data, write what is missing of the cache, say what it takes."""
+    settings = build.plain(config)
+    if settings["out"] is None:
+        raise ValueError("wanted a folder for the cache, got none; type out=DIR")
+    export = runs.stage1_export(settings["tokenizer"], Path(settings["root"]))
+    words = cli.merged(launch.stored_overrides(export.parent), group="data")
+    settings["data"] = build.plain(cli.compose("cache_latents", words))["data"]
+    world = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    device = build.device(settings["device"])
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if world > 1:
+        torch.distributed.init_process_group("gloo")  # only to wait for each other
+    tokenizer, _, fingerprint = pipeline.load_tokenizer(export)
+    data = build.make(settings["data"], global_batch=1)
+    if tuple(data.image_size) != tuple(tokenizer.image_size):
+        height, width = tokenizer.image_size
+        raise ValueError(
+            f"the tokenizer {export} takes images of {tokenizer.image_size}, the data gives "
+            f"{tuple(data.image_size)}; type data.size=[{height},{width}]"
+        )
+    planned = extract.plan(
+        data,
+        tokenizer.to(device),
+        fingerprint=fingerprint,
+        path=str(export),
+        crops=settings["crops"],
+        shard_images=settings["shard_images"],
+    )
+    started = time.monotonic()
+    done = extract.extract(planned, data, tokenizer, settings["out"], batch=settings["batch"])
+    if int(os.environ.get("RANK", 0)) == 0:
+        shards = [shard for listed in done.shards.values() for shard in listed]
+        size, rows = sum(shard.bytes for shard in shards), sum(shard.rows for shard in shards)
+        print(
+            f"{settings['out']}: {sum(done.images.values()):,} images, {rows:,} views, "
+            f"{size / 2**20:.1f} MiB, {size / rows:.0f} bytes per view, "
+            f"{time.monotonic() - started:.1f} s\n"
+            f"python train_stage2.py data=cache data.root={settings['out']}"
+        )
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What goes wrong on real machines, made to happen: nothing that was saved is lost."""
+
+import os
+import pickle
+import resource
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from tests import tiny
+from tests.training.test_training import STAGES, run, stage1, weights
+from vqgen import build, runs
+from vqgen.training import launch
+from vqgen.training.launch import Run
+
+
+def at_step(module: Any, step: int, action: Any) -> None:
+    """Call `action()` in the middle of a training, when so many steps are done."""
+    training_step = module.training_step
+
+    def watched(*args: Any) -> Any:
+        if module.counters.step == step:
+            action()
+        return training_step(*args)
+
+    module.training_step = watched
+
+
+@contextmanager
+def file_size_limit() -> Iterator[Any]:
+    """A quota: call what is yielded, and no file can grow above 100 kB any more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def ends_as_if_nothing_had_happened(folder: Path, kind: str, reference: Path) -> None:
+    """Resume, and compare everything that decides how training goes on."""
+    whole, data = STAGES[kind](reference, 6)
+    run(reference / "whole", whole, data)
+    resumed, data = STAGES[kind](reference, 6)
+    run(folder, resumed, data, resume=Run(folder, *launch.read_counters(folder)))
+    expected, got = weights(reference / "whole"), weights(folder)
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+def test_disk_full_while_saving(tmp_path: Path) -> None:
+    module, data = STAGES["ema"](tmp_path, 6)
+    with file_size_limit() as full:
+        at_step(module, 3, full)
+        with pytest.raises(OSError, match=r"could not write .*last\.ckpt.*untouched"):
+            run(tmp_path / "run", module, data, save_every=2)
+    assert launch.read_counters(tmp_path / "run")[1].step == 2
+    assert not list((tmp_path / "run").rglob("*.writing"))
+    ends_as_if_nothing_had_happened(tmp_path / "run", "ema", tmp_path)
+
+
+def test_a_run_folder_that_cannot_be_written() -> None:
+    """The superuser may write anywhere: for this test it becomes nobody for a moment."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o555)
+        try:
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+            with pytest.raises(OSError, match=r"cannot make the run folder.*run\.root=DIR"):
+                runs.new(Path(name), "stage1", "x")
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+
+
+def test_out_of_memory_in_validation(tmp_path: Path) -> None:
+    """The state before each validation is on disk."""
+    module, data = STAGES["llamagen"](tmp_path, 6)
+
+    def exhausted(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory (made to happen)")
+
+    module.validation_step = exhausted  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path / "run", module, data, validate_every=4)
+    assert launch.read_counters(tmp_path / "run")[1].step == 4
+    ends_as_if_nothing_had_happened(tmp_path / "run", "llamagen", tmp_path)
+
+
+def test_a_loader_process_that_dies(tmp_path: Path) -> None:
+    module, data = stage1(tmp_path, 500)
+    data.workers = 1
+
+    def shoot() -> None:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        workers = [child for child in children if "pt_data_worker" in name_of(child)]
+        os.kill(int((workers or children)[-1]), signal.SIGKILL)
+
+    at_step(module, 3, shoot)
+    with pytest.raises(OSError, match=r"loader process died.*data\.workers=0.*train\.resume="):
+        run(tmp_path / "run", module, data, save_every=2)
+    assert launch.read_counters(tmp_path / "run")[1].step >= 2
+
+
+def name_of(process: str) -> str:
+    return Path(f"/proc/{process}/comm").read_text()
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    module, data = stage1(tmp_path, 2)
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run" / ".lock"),
+        pytest.raises(ValueError, match=r"trained by another process.*run\.name=NAME"),
+    ):
+        run(tmp_path / "run", module, data)
+    run(tmp_path / "run", module, data)
+    assert launch.read_counters(tmp_path / "run")[1].step == 2
+
+
+def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten years forward and back: the budget in minutes counts what has passed."""
+    module, data = stage1(tmp_path, 4)
+    real, jumps = time.time, iter([3e8, -3e8] * 10_000)
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    run(tmp_path / "run", module, data)
+    assert module.counters.step == 4 and 0 < module.counters.seconds < 300
+
+
+def test_wandb_without_a_folder_to_write_to(tmp_path: Path, capsys) -> None:
+    """A file where W&B's folder should be: the numbers are in metrics.csv, and training goes on."""
+    module, data = stage1(tmp_path, 2)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "wandb").write_text("in the way")
+    node = {"_target_": "vqgen.training.wandb_board.WandbBoard", "project": "vqgen"}
+    boards = build.boards({"logger": node}, {}, folder, {})
+    assert (
+        launch.train(module, data, Run(folder), tiny.settings(), boards=boards, precision="32-true")
+        == 0
+    )
+    assert "train/total" in (folder / "metrics.csv").read_text()
+
+
+class Attack:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("how", ["pickle", "zip"])
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, how: str) -> None:
+    run_folder = tmp_path / "run"
+    last = run_folder / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    attack = {"vqgen": {"counters": Attack(tmp_path / "harm")}}
+    if how == "pickle":
+        last.write_bytes(pickle.dumps(attack))
+    else:
+        torch.save(attack, last)
+    with pytest.raises(ValueError, match="cannot resume"):
+        launch.read_counters(run_folder)
+    assert not (tmp_path / "harm").exists()
+    torch.load(last.with_suffix(".damaged"), weights_only=False) if how == "zip" else None
+    assert (tmp_path / "harm").exists() == (how == "zip"), "the attack itself works"

@@ -1,0 +1,227 @@
+"""Two gloo processes on the CPU: one run folder, equal replicas, and the result of one process."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from tests import tiny
+from vqgen import checkpoint
+from vqgen.data.images import ImageData
+from vqgen.pipeline import Pipeline
+from vqgen.priors.llamagen import LlamaGen
+from vqgen.sampling.ranks import spread
+from vqgen.training import devices, launch
+from vqgen.training.launch import Run
+from vqgen.training.module import TrainingModule
+from vqgen.training.stage1 import Stage1
+from vqgen.training.stage2 import Stage2
+
+pytestmark = pytest.mark.slow
+STEPS = 6
+
+
+def stage1(update: str) -> Stage1:
+    """With a GAN from 40 % on, a data-dependent start, and codes that die and are revived."""
+    tokenizer = tiny.tokenizer(update)
+    codebook = tokenizer.bottleneck.codebook  # type: ignore[attr-defined]
+    codebook.revive_below, codebook.usage_decay = 0.5, 0.5
+    return Stage1(tokenizer, tiny.loss(), tiny.recipe(STEPS), architecture={}, facts={})
+
+
+def stage2(folder: Path) -> Stage2:
+    """Without random draws in the loss, so that nothing but the arithmetic depends on the ranks."""
+    torch.manual_seed(1)
+    drops: Any = dict.fromkeys(
+        ("label_dropout", "token_dropout", "residual_dropout", "ffn_dropout"), 0.0
+    )
+    prior = LlamaGen(tiny.tokenizer().spec, width=32, depth=2, heads=2, num_classes=3, **drops)
+    return Stage2(
+        prior,
+        tiny.recipe(STEPS),
+        image_size=tiny.SIZE,
+        preview=lambda prior: torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(),
+        tokenizer=folder / "tokenizer",
+        architecture={},
+        facts={"num_classes": 3},
+    )
+
+
+def train(folder: Path, module: TrainingModule, data: Any, strategy: str, run: Run | None = None):
+    """Through launch.train, as the commands do; -> the trained model's tensors, whole."""
+    settings = tiny.settings(validate_every=3, save_every=3)
+    settings["trainer"]["strategy"] = strategy
+    opened = run or Run(folder)
+    data.samples_seen = opened.counters.samples
+    folder.mkdir(exist_ok=True, parents=True)
+    launch.train(module, data, opened, settings, boards=[], precision="32-true")
+    return module.model.state_dict()
+
+
+def encoded(batch: int = 8) -> Any:
+    data: ImageData = tiny.data(batch=batch)
+    return data.latents(tiny.tokenizer().eval(), "")
+
+
+def sampled() -> Tensor:
+    """Seven images of a prior with a random head, an odd number on purpose."""
+    prior = tiny.prior()
+    torch.nn.init.normal_(prior.head.weight)
+    pipeline = Pipeline(tiny.tokenizer().eval(), prior)
+    labels = [0, 1, 2, 0, 1, 2, 0]
+    return spread(lambda rows: pipeline.sample(labels[rows], seeds=list(range(7))[rows]), 7)
+
+
+def work(rank: int, folder: Path, port: int) -> None:
+    """All that two processes do, each with its own files of results."""
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    devices.join({"strategy": "auto"})
+    results: dict[str, Any] = {"sampled": sampled()}
+    settings = {"run": {"root": str(folder / "runs"), "name": None}, "train": {}}
+    results["folder"] = str(launch.open_run(settings, [], None, stage="stage1", name="two").folder)
+    try:
+        devices.once(lambda: launch.read_counters(folder / "nowhere"))
+    except ValueError as error:
+        results["error"] = str(error)
+    for update in ("ema", "learned"):
+        module = stage1(update)
+        train(folder / update, module, tiny.data(batch=8), "auto")
+        results[update] = {**module.model.state_dict(), **module.average.state_dict()}
+    for strategy in ("ddp", "fsdp"):
+        results[strategy] = whole(train(folder / strategy, stage2(folder), encoded(), strategy))
+    run = devices.once(lambda: half_way(folder, "ddp", folder / "cut"))
+    results["resumed"] = train(folder / "cut", stage2(folder), encoded(), "ddp", run)
+    spoiled = stage1("ema")
+    if rank == 1:
+        spoiled.model.after_step = drift(spoiled)  # type: ignore[method-assign]
+    try:
+        train(folder / "spoiled", spoiled, tiny.data(batch=8), "auto")
+    except ValueError as error:
+        results["spoiled"] = str(error)
+    torch.save(results, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def half_way(folder: Path, before: str, target: Path) -> Run:
+    """The run of two processes as it was after three steps, in another folder."""
+    (target / "checkpoints").mkdir(parents=True)
+    source = folder / before / "checkpoints" / "previous.ckpt"
+    (target / "checkpoints" / "last.ckpt").write_bytes(source.read_bytes())
+    run = Run(target, *launch.read_counters(target))
+    assert run.counters.step == 3 and run.counters.samples == 24
+    return run
+
+
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Shards put together."""
+    from vqgen.training import sharding
+
+    return {name: sharding.whole(value) for name, value in tensors.items()}
+
+
+def drift(module: Stage1) -> Any:
+    """A codebook that one process moves by the smallest step there is."""
+    after_step = module.model.after_step
+
+    def moved() -> dict[str, float]:
+        gauges = after_step()
+        weight = module.model.bottleneck.codebook.weight  # type: ignore[union-attr]
+        weight.data[0, 0] = torch.nextafter(weight[0, 0], weight.new_tensor(10.0))
+        return gauges
+
+    return moved
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """What both processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    tokenizer = tiny.tokenizer().eval()
+    export = folder / "tokenizer"
+    checkpoint.save_model(export, tokenizer, kind="tokenizer", architecture={}, facts={})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(work, args=(folder, port), nprocs=2, start_method="spawn")
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+    return folder, first, second
+
+
+def rows(folder: Path) -> dict[tuple[int, str], float]:
+    """metrics.csv."""
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    return {(int(step), name): float(value) for step, name, value in lines}
+
+
+@pytest.mark.parametrize("update", ["ema", "learned"])
+def test_codebooks_and_weights_are_equal_bit_for_bit(both: Any, update: str) -> None:
+    folder, first, second = both
+    assert first[update].keys() == second[update].keys()
+    for name, value in first[update].items():
+        assert torch.equal(value, second[update][name]), name
+    revived = [v for (_, name), v in rows(folder / update).items() if name == "codebook/revived"]
+    assert sum(revived) > 0, "the test has seen a revival"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_stage_2_ends_where_one_process_does(both: Any, tmp_path: Path, strategy: str) -> None:
+    folder, first, second = both
+    alone = train(tmp_path / "alone", stage2(folder), encoded(), "auto")
+    for name, value in alone.items():
+        assert torch.equal(first[strategy][name], second[strategy][name]), name
+        # Adam divides by the gradient's size: a rounding difference of a tiny gradient shows
+        torch.testing.assert_close(first[strategy][name], value, atol=2e-5, rtol=1e-4, msg=name)
+    one, two = rows(tmp_path / "alone"), rows(folder / strategy)
+    compared = [key for key in one if not key[1].startswith("perf/")]
+    assert {name for _, name in compared} >= {"train/total", "train/norm", "val/bits_per_token"}
+    for key in compared:
+        assert two[key] == pytest.approx(one[key], rel=1e-4), key
+    exported = [
+        checkpoint.read_model(run / "pipeline" / "prior", "prior").tensors
+        for run in (tmp_path / "alone", folder / strategy)
+    ]
+    for name, value in exported[0].items():
+        torch.testing.assert_close(exported[1][name], value, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_a_resumed_run_of_two_ends_in_the_same_bits(both: Any) -> None:
+    _, first, second = both
+    for found in (first, second):
+        for name, value in found["ddp"].items():
+            assert torch.equal(found["resumed"][name], value), name
+
+
+@pytest.mark.parametrize("before", ["ddp", "fsdp"])
+def test_one_process_goes_on_where_two_stopped(both: Any, tmp_path: Path, before: str) -> None:
+    """A changed device count keeps the data order: three steps of two, three of one."""
+    folder, first, _ = both
+    run = half_way(folder, before, tmp_path / "run")
+    ended = train(tmp_path / "run", stage2(folder), encoded(), "auto", run)
+    for name, value in ended.items():
+        torch.testing.assert_close(value, first["ddp"][name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_sampling_split_over_ranks_gives_the_same_images(both: Any) -> None:
+    _, first, second = both
+    assert torch.equal(first["sampled"], sampled()) and torch.equal(second["sampled"], sampled())
+
+
+def test_decisions_are_made_once(both: Any) -> None:
+    folder, first, second = both
+    assert first["folder"] == second["folder"]
+    assert len(list((folder / "runs" / "stage1").iterdir())) == 1
+    assert first["error"] == second["error"] and "holds no checkpoint" in first["error"]
+
+
+def test_replicas_that_drift_apart_stop_the_run(both: Any) -> None:
+    for found in both[1:]:
+        assert "bottleneck.codebook.weight" in found["spoiled"]
+        assert "differ between the processes" in found["spoiled"]

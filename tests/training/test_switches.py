@@ -1,0 +1,126 @@
+"""recompute and compile change no result; plan=true tells what a run takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import tiny
+from tests.training.test_training import run, stage2
+from vqgen.contracts import Condition
+from vqgen.priors.llamagen import LlamaGen
+from vqgen.training import devices, plan, switches
+
+TOKENS = torch.randint(tiny.CODES, (4, 6), generator=torch.Generator().manual_seed(0))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Of one training loss; "loss" is the loss itself."""
+    torch.manual_seed(3)
+    condition = Condition.of_labels(torch.tensor([0, 1, 2, 0]))
+    total = model.loss(TOKENS, condition).total  # type: ignore[operator]
+    total.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "loss": total.detach()}
+
+
+def test_recomputed_activations_give_the_same_bits_with_dropout() -> None:
+    plain, switched = tiny.prior().train(), tiny.prior().train()
+    switches.apply_(switched, recompute=True)
+    expected, got = gradients(plain), gradients(switched)
+    assert (
+        expected.keys() == got.keys() and plain.state_dict().keys() == switched.state_dict().keys()
+    )
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+def test_recomputing_keeps_less() -> None:
+    """Bytes that the graph of the loss holds on to, besides the weights."""
+
+    def held(recompute: bool) -> int:
+        model, sizes = tiny.prior(), {}
+        switches.apply_(model, recompute=recompute)
+
+        def pack(value: Tensor) -> Tensor:
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            loss = model.loss(TOKENS, Condition.of_labels(torch.zeros(4, dtype=torch.long)))
+        assert loss.total.requires_grad
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        return sum(size for place, size in sizes.items() if place not in weights)
+
+    assert held(True) < 0.6 * held(False)
+
+
+def one_block() -> LlamaGen:
+    """In eval mode: compiled code drops other units."""
+    torch.manual_seed(1)
+    spec = tiny.tokenizer().spec
+    return LlamaGen(spec, width=32, depth=1, heads=2, num_classes=3, label_dropout=0.0).eval()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_up_to_rounding() -> None:
+    plain, switched = one_block(), one_block()
+    switches.apply_(switched, compile=True)
+    expected, got = gradients(plain), gradients(switched)
+    assert plain.state_dict().keys() == switched.state_dict().keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_switches_reach_the_training(tmp_path: Path) -> None:
+    """The trainer node's words switch the trained model; the run ends in the same bits."""
+    ended = []
+    for recompute in (False, True):
+        module, data = stage2(tmp_path, 3)
+        settings = tiny.settings()
+        settings["trainer"]["recompute"] = recompute
+        torch.manual_seed(5)
+        folder = tmp_path / str(recompute)
+        run(folder, module, data, settings=settings)
+        assert ("forward" in vars(module.model.blocks[0])) is recompute  # type: ignore[index,arg-type]
+        ended.append(module.model.state_dict())
+    for name, value in ended[0].items():
+        assert torch.equal(value, ended[1][name]), name
+
+
+def planned(strategy: str = "ddp", world: int = 1, **train: Any) -> dict[str, str]:
+    options = {"max_steps": 10, "max_minutes": None, "lr": 1e-3, "lr_end": 0.0, "warmup_steps": 0}
+    options |= {"betas": [0.9, 0.95], "weight_decay": 0.0, "clip": 1.0, "ema": 0.9}
+    options |= {"accumulate": 1, "log_every": 1, "global_batch": 8, **train}
+    settings = {"train": options, "trainer": {"strategy": strategy}}
+    return plan.plan(settings, tiny.prior(), devices=world, micro=8 // world, images=40)
+
+
+def test_the_plan_is_what_the_checkpoint_takes(tmp_path: Path) -> None:
+    module, data = stage2(tmp_path, 2)
+    run(tmp_path / "run", module, data)
+    parameters = plan.count(module.model)
+    rows = planned()
+    assert rows["parameters"] == f"{parameters:,}"
+    size = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_size
+    assert rows["disk"].startswith(plan.gib(2 * 16 * parameters))
+    assert size == pytest.approx(16 * parameters, rel=0.35), "tiny: names and counters weigh in"
+    assert rows["images seen"] == "80, 2.0 epochs of 40"
+
+
+def test_shards_divide_the_memory() -> None:
+    parameters = plan.count(tiny.prior())
+    assert planned("ddp", 4)["memory per device"].startswith(plan.gib(20 * parameters))
+    assert planned("fsdp", 4)["memory per device"].startswith(plan.gib(5 * parameters))
+
+
+def test_a_plan_refuses_what_training_would() -> None:
+    with pytest.raises(ValueError, match=r"train\.lr=1e-4"):
+        planned(lr=-1.0)
+
+
+def test_an_unknown_strategy_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"trainer=ddp or trainer=fsdp"):
+        devices.join({"strategy": "deepspeed", "devices": 1, "accelerator": "cpu"})

@@ -1,0 +1,226 @@
+"""data=cache: training batches of latents out of a cache that scripts/cache_latents.py wrote."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from einops import rearrange
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vqgen.contracts import FeatureSpec, Size, Tokenizer
+from vqgen.data import manifest as manifests
+from vqgen.data.images import check_batch, rank_and_world
+from vqgen.data.manifest import COMMAND, Folder, Manifest
+from vqgen.data.order import GlobalBatches, Key, chances, in_order, micro_batch_size
+from vqgen.data.store import Batch
+
+
+def cache(
+    *,
+    root: str | None,
+    verify: bool = True,  # read every byte once and compare its hash before training
+    workers: int = 0,  # loader processes; reading needs none
+    global_batch: int,  # images per optimizer step, over all ranks and micro-batches
+    accumulate: int = 1,  # micro-batches per optimizer step
+    seed: int = 0,  # of order and views
+) -> "CachedLatents":
+    """The cache in folder `root`, a local or fsspec path.
+
+    Raises ValueError: none there, not complete, altered, or a batch larger than the set."""
+    if root is None:
+        raise ValueError(f"wanted a latent cache, got none; type data.root=DIR, made by: {COMMAND}")
+    folder = Folder(root)
+    found = manifests.read(folder)
+    if found is None:
+        raise ValueError(
+            f"wanted a latent cache, got {root}, which holds no manifest.json; type data.root=DIR "
+            f"of one, or make it: {COMMAND}"
+        )
+    if not found.complete:
+        raise ValueError(
+            f"the cache in {root} is not complete; type the command that began it again and it "
+            f"goes on: python scripts/cache_latents.py tokenizer={found.tokenizer_path} out={root}"
+        )
+    tables = {split: _opened(folder, found, split, verify) for split in found.images}
+    options = {"global_batch": global_batch, "accumulate": accumulate, "seed": seed}
+    return CachedLatents(str(root), found, tables, workers=workers, **options)
+
+
+def made_by(node: dict[str, Any]) -> str | None:
+    """Fingerprint of the tokenizer that made the cache of a data node; None for any other node."""
+    if node.get("_target_") != f"{__name__}.cache" or node.get("root") is None:
+        return None
+    found = manifests.read(Folder(node["root"]))
+    return None if found is None else found.tokenizer
+
+
+class CachedLatents(LightningDataModule):
+    """What EncodedImages gives, read instead of encoded: latents (as the manifest's spec says) and
+    labels.
+
+    An epoch shows every image once, in one of its views. Order and flips are those of the images
+    themselves under the same seed. Latents with a deviation are drawn anew each time, from
+    (seed, position) alone."""
+
+    def __init__(
+        self,
+        root: str,
+        manifest: Manifest,
+        tables: dict[str, datasets.Dataset],
+        *,
+        workers: int,
+        global_batch: int,
+        accumulate: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        check_batch(f"cache {root}", global_batch, accumulate, manifest.images["train"], seed)
+        self.root, self.manifest, self.workers = root, manifest, workers
+        self.global_batch, self.accumulate, self.seed = global_batch, accumulate, seed
+        self.sets = {split: _Rows(tables[split], manifest, split, seed) for split in tables}
+        self.samples_seen = 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by class index; empty: unconditional."""
+        return self.manifest.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """0: unconditional."""
+        return len(self.manifest.class_names)
+
+    @property
+    def image_size(self) -> Size:
+        """(height, width) of the images that were encoded."""
+        return self.manifest.image_size
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for the recipe table and the checkpoint: those of the images, and the
+        cache's."""
+        found = self.manifest
+        views = found.views("train")
+        return {**found.data, "cache": self.root, "views": views, "data_hash": found.data_hash}
+
+    def latents(self, tokenizer: Tokenizer, fingerprint: str) -> "CachedLatents":
+        """This data, for a prior over the latents of that tokenizer.
+
+        Raises ValueError if another one made the cache."""
+        if fingerprint != self.manifest.tokenizer or tokenizer.spec != self.manifest.spec:
+            raise ValueError(
+                f"the cache in {self.root} was made by another tokenizer (fingerprint "
+                f"{self.manifest.tokenizer}, then in {self.manifest.tokenizer_path}) than the one "
+                f"given ({fingerprint}); type tokenizer=PATH of that one, or make a new cache: "
+                f"{COMMAND}"
+            )
+        return self
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Endless micro-batches of this rank, from `samples_seen` on."""
+        rank, world = rank_and_world()
+        order = GlobalBatches(
+            size=self.manifest.images["train"],
+            global_batch=self.global_batch,
+            accumulate=self.accumulate,
+            rank=rank,
+            world=world,
+            seed=self.seed,
+            samples_seen=self.samples_seen,
+        )
+        return self._loader("train", order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Every validation image once over all ranks, in a fixed order."""
+        rank, world = rank_and_world()
+        micro = micro_batch_size(self.global_batch, self.accumulate, world)
+        pieces = in_order(self.manifest.images["val"], micro, rank, world)
+        return self._loader("val", [[(index, index) for index in piece] for piece in pieces])
+
+    def _loader(self, split: str, batches: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            self.sets[split],
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+class _Rows(Dataset[Batch]):
+    """Latents of a split by (image, position in training)."""
+
+    def __init__(self, table: datasets.Dataset, manifest: Manifest, split: str, seed: int) -> None:
+        self.table = table.with_format("numpy")
+        self.spec, self.seed, self.flip = manifest.spec, seed, manifest.flip and split == "train"
+        self.views = manifest.views(split)
+
+    def __len__(self) -> int:
+        return len(self.table) // self.views
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        images, positions = np.array(keys).T
+        drawn = chances(self.seed, positions.tolist())
+        flips = 1 + self.flip
+        crop = (drawn[:, 0] * (self.views // flips)).astype(int)
+        # the draw that mirrors an image on the fly (images.Augmented) picks the mirrored view here
+        view = crop * flips + (self.flip & (drawn[:, 2] < 0.5))
+        rows: Any = self.table[images * self.views + view]
+        labels = {"labels": torch.from_numpy(rows["label"]).long()} if "label" in rows else {}
+        return {"latents": self._latents(rows, positions.tolist()), **labels}
+
+    def _latents(self, rows: dict[str, np.ndarray], positions: list[int]) -> Tensor:
+        if "tokens" in rows:
+            return torch.from_numpy(rows["tokens"].astype(np.int64))
+        assert isinstance(self.spec, FeatureSpec)
+        values = torch.from_numpy(rows["mean"].astype(np.float32))
+        if "deviation" in rows:
+            drawn = [_noise(self.seed, position, values.shape[1]) for position in positions]
+            values = values + torch.from_numpy(rows["deviation"].astype(np.float32)) * torch.stack(
+                drawn
+            )
+        spec = self.spec
+        return rearrange(values, "b (c h w) -> b c h w", c=spec.channels, h=spec.height)
+
+
+def _noise(seed: int, position: int, length: int) -> Tensor:
+    """Standard normal numbers that depend on (seed, position) alone: the same on any machine."""
+    key = np.array([seed, position], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return torch.from_numpy(generator.standard_normal(length, dtype=np.float32))
+
+
+def _opened(folder: Folder, found: Manifest, split: str, verify: bool) -> datasets.Dataset:
+    """The memory-mapped table of a split. Raises ValueError if a file is missing or altered."""
+    shards = found.shards[split]
+    with ThreadPoolExecutor() as pool:  # hashing and reading leave Python's lock alone
+        checked = list(pool.map(lambda shard: _check(folder, shard, verify), shards))
+    table = datasets.concatenate_datasets([datasets.Dataset.from_file(path) for path in checked])
+    wanted = found.images[split] * found.views(split)
+    if len(table) != wanted:
+        raise ValueError(
+            f"{folder.root} has {len(table)} rows of {split}, its manifest says {wanted}; it was "
+            f"altered: make it again: {COMMAND}"
+        )
+    return table
+
+
+def _check(folder: Folder, shard: manifests.Shard, verify: bool) -> str:
+    altered = f"{folder.root}/{shard.file} is not what was written; make the cache again: {COMMAND}"
+    if not folder.exists(shard.file):
+        raise ValueError(f"{folder.root}/{shard.file} is missing; make the cache again: {COMMAND}")
+    path = folder.here(shard.file)
+    if folder.files.size(f"{folder.path}/{shard.file}") != shard.bytes:
+        raise ValueError(altered)
+    if verify and manifests.describe_shard(folder, shard.file, 0, "").sha256 != shard.sha256:
+        raise ValueError(altered)
+    return path
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

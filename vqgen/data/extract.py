@@ -1,0 +1,214 @@
+"""Writing a latent cache: every view of every image through the tokenizer, shard by shard, on all
+ranks, going on where a killed run stopped."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Features, Value
+from datasets import Sequence as Repeated
+from datasets.arrow_writer import ArrowWriter
+from torch import Tensor, distributed
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from vqgen.contracts import Tokenizer
+from vqgen.data import manifest as manifests
+from vqgen.data.images import ImageData, rank_and_world
+from vqgen.data.manifest import Folder, Manifest, Shard, columns
+from vqgen.data.store import Batch, ImageSet
+
+View = tuple[int, int]  # (image, view)
+
+
+def plan(
+    data: ImageData,
+    tokenizer: Tokenizer,
+    *,
+    fingerprint: str,
+    path: str,
+    crops: int | None = None,
+    shard_images: int = 4096,
+) -> Manifest:
+    """The manifest of a cache that is still to be made.
+
+    fingerprint, path   of the tokenizer
+    crops               per training image, spread evenly over the room that the longer side leaves;
+                        None: 1 for center crops, 5 for random ones (ten views with flips)
+    shard_images        images per file: what a kill loses at most, per rank
+
+    Raises ValueError for crops of images that leave no room, or numbers under 1."""
+    number = (5 if data.crop == "random" else 1) if crops is None else crops
+    if number < 1 or shard_images < 1:
+        raise ValueError(
+            f"wanted crops and shard_images of at least 1, got {number} and {shard_images}"
+        )
+    if number > 1 and data.crop == "center":
+        raise ValueError(
+            f"wanted {number} crops of each image, but data.crop=center has one; type "
+            "data.crop=random, or crops=1"
+        )
+    probe = torch.zeros(1, 3, *tokenizer.image_size, device=next(tokenizer.parameters()).device)
+    with torch.no_grad():
+        _, deviation = tokenizer.moments(probe)
+    return Manifest(
+        tokenizer=fingerprint,
+        tokenizer_path=path,
+        spec=tokenizer.spec,
+        deviation=deviation is not None,
+        image_size=tokenizer.image_size,
+        class_names=data.class_names,
+        data=json.loads(json.dumps(data.describe())),
+        labels=manifests.labels_hash([data.train.pixels.labels, data.val.pixels.labels]),
+        images={"train": len(data.train), "val": len(data.val)},
+        crops=number,
+        flip=data.flip,
+        shard_images=shard_images,
+        shards={},
+    )
+
+
+def extract(
+    planned: Manifest, data: ImageData, tokenizer: Tokenizer, out: str, *, batch: int = 64
+) -> Manifest:
+    """Write what is missing of the planned cache into `out` -> the complete manifest.
+
+    Every rank of a distributed run has to call it; each takes every world-th shard. `batch` views
+    are encoded at once.
+    Raises ValueError if `out` holds the cache of something else."""
+    folder = Folder(out)
+    rank, world = rank_and_world()
+    before = manifests.read(folder)
+    if before is not None:
+        changed = before.differences(planned)
+        if changed:
+            listed = "\n".join(f"  {line}" for line in changed)
+            raise ValueError(
+                f"{out} holds another cache:\n{listed}\nType another out=DIR, or remove it"
+            )
+        if before.complete:
+            return before
+    if rank == 0:
+        manifests.write(folder, planned)
+    _wait()
+    for split, images in (("train", data.train), ("val", data.val)):
+        missing = [
+            number
+            for number in range(rank, planned.shard_count(split), world)
+            if not folder.exists(_note(planned.file(split, number)))
+        ]
+        _write_shards(planned, split, missing, data, images, tokenizer, folder, batch)
+    _wait()
+    complete = planned.finished({split: _notes(planned, split, folder) for split in planned.images})
+    if rank == 0:
+        manifests.write(folder, complete)
+    _wait()
+    return complete
+
+
+class Views(Dataset[Batch]):
+    """The views of a split: crops spread over the room there is, as they are and mirrored."""
+
+    def __init__(self, images: ImageSet, *, crops: int, flip: bool) -> None:
+        self.images, self.crops, self.flip = images, crops, flip
+
+    def __getitem__(self, key: View) -> Batch:
+        return {name: part[0] for name, part in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: Sequence[View]) -> Batch:
+        image, view = np.array(keys).T
+        crop, mirrored = np.divmod(view, 1 + self.flip)
+        # the middles of equal parts of [0, 1), rounded down: one crop is exactly the center crop
+        place = np.nextafter((crop + 0.5) / self.crops, 0)
+        return self.images.views(image.tolist(), np.stack([place, place], 1), mirrored == 1)
+
+
+def _write_shards(
+    planned: Manifest,
+    split: str,
+    numbers: Sequence[int],
+    data: ImageData,
+    images: ImageSet,
+    tokenizer: Tokenizer,
+    folder: Folder,
+    batch: int,
+) -> None:
+    """Encode and write these shards, one after the other, out of one loader."""
+    views = planned.views(split)
+    flip = planned.flip and split == "train"
+    crops = planned.crops if split == "train" else 1
+    rows = {
+        number: [(i, v) for i in planned.shard_range(split, number) for v in range(views)]
+        for number in numbers
+    }
+    batches = {
+        n: [keys[i : i + batch] for i in range(0, len(keys), batch)] for n, keys in rows.items()
+    }
+    order = [keys for number in numbers for keys in batches[number]]
+    loaded = iter(data.loader(Views(images, crops=crops, flip=flip), order))
+    bar = tqdm(total=sum(map(len, order)), desc=f"encoding {split}", disable=None, leave=False)
+    for number in numbers:
+        pixels, file = hashlib.sha256(), planned.file(split, number)
+        with folder.writing(file) as temporary, _writer(temporary, planned) as writer:
+            for keys in batches[number]:
+                given = next(loaded)
+                pixels.update(given["images"].numpy().tobytes())
+                writer.write_table(_table(planned, given, _encode(data, tokenizer, given)))
+                bar.update(len(keys))
+            writer.finalize()
+        shard = manifests.describe_shard(folder, file, len(rows[number]), pixels.hexdigest())
+        folder.write(_note(file), json.dumps(asdict(shard)))
+    bar.close()
+
+
+@torch.inference_mode()
+def _encode(data: ImageData, tokenizer: Tokenizer, batch: Batch) -> list[Tensor]:
+    """uint8 images of a batch -> mean and, if latents are random, deviation; in float32."""
+    device = next(tokenizer.parameters()).device
+    moved = {"images": batch["images"].to(device, non_blocking=True)}
+    images = data.on_after_batch_transfer(moved, 0)["images"]
+    with torch.autocast(device.type, enabled=False):
+        return [part.cpu() for part in tokenizer.moments(images) if part is not None]
+
+
+def _features(planned: Manifest) -> Features:
+    kept = {
+        name: Repeated(Value(kind), length=length)
+        for name, (kind, length) in columns(planned.spec, planned.deviation).items()
+    }
+    return Features({**kept, **({"label": Value("int32")} if planned.class_names else {})})
+
+
+def _writer(path: Path, planned: Manifest) -> ArrowWriter:
+    return ArrowWriter(path=str(path), features=_features(planned))
+
+
+def _table(planned: Manifest, batch: Batch, parts: list[Tensor]) -> pa.Table:
+    arrays = {}
+    layout = columns(planned.spec, planned.deviation)
+    for (name, (kind, length)), part in zip(layout.items(), parts, strict=True):
+        flat = pa.array(part.flatten().numpy().astype(kind))
+        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, length)
+    if planned.class_names:
+        arrays["label"] = pa.array(batch["labels"].numpy().astype("int32"))
+    return pa.table(arrays)
+
+
+def _note(file: str) -> str:
+    """The file beside a shard that says that it is whole."""
+    return file.replace(".arrow", ".json")
+
+
+def _notes(planned: Manifest, split: str, folder: Folder) -> tuple[Shard, ...]:
+    files = [planned.file(split, number) for number in range(planned.shard_count(split))]
+    return tuple(Shard(**json.loads(folder.read(_note(file)))) for file in files)
+
+
+def _wait() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()

@@ -1,0 +1,224 @@
+"""What a latent cache says about itself: manifest.json, and the folder (local or fsspec) it lies
+in."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from vqgen.contracts import FeatureSpec, LatentSpec, Size, TokenSpec
+
+FORMAT = 1
+SHARD_NAME = re.compile(r"(train|val)/\d{5}\.arrow")  # nothing else is ever opened
+COMMAND = "python scripts/cache_latents.py tokenizer=RUN out=DIR"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Arrow file: `rows` views of consecutive images; `sha256` of its `bytes` bytes, `pixels`
+    of the uint8 images it was made from."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    pixels: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was cached, by which tokenizer, of which images; `shards` by split, empty until all are
+    there.
+
+    Row i * views + v of a split is view v of image i: with flips crop v // 2, mirrored if v is odd;
+    without, crop v."""
+
+    tokenizer: str  # fingerprint of the tokenizer that made it
+    tokenizer_path: str  # where that one was, for messages
+    spec: LatentSpec
+    deviation: bool  # whether features have a deviation beside the mean
+    image_size: Size
+    class_names: tuple[str, ...]
+    data: dict[str, Any]  # as ImageData.describe() told
+    labels: str  # sha256 of the classes of all images, in order
+    images: dict[str, int]  # by split
+    crops: int  # of each training image
+    flip: bool  # every crop of a training image mirrored as well
+    shard_images: int  # images per shard
+    shards: dict[str, tuple[Shard, ...]]
+    data_hash: str = ""  # sha256 over the pixels of every view
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard was written."""
+        return bool(self.shards)
+
+    def views(self, split: str) -> int:
+        """Rows per image: the training part's crops and flips; 1 for the validation part."""
+        return self.crops * (1 + self.flip) if split == "train" else 1
+
+    def file(self, split: str, number: int) -> str:
+        """Name of a shard inside the cache's folder."""
+        return f"{split}/{number:05d}.arrow"
+
+    def shard_count(self, split: str) -> int:
+        """Shards of a split."""
+        return -(-self.images[split] // self.shard_images)
+
+    def shard_range(self, split: str, number: int) -> range:
+        """The images of a shard."""
+        start = number * self.shard_images
+        return range(start, min(start + self.shard_images, self.images[split]))
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """What two plans do not agree on, in words; paths and progress aside."""
+        ignored = {"shards", "data_hash", "tokenizer_path"}
+        ours, theirs = _plain(self), _plain(other)
+        return [
+            f"{name}: {ours[name]} -> {theirs[name]}"
+            for name in ours
+            if name not in ignored and ours[name] != theirs[name]
+        ]
+
+    def finished(self, shards: dict[str, tuple[Shard, ...]]) -> "Manifest":
+        """The manifest of the complete cache."""
+        digest = hashlib.sha256()
+        for split in sorted(shards):
+            for shard in shards[split]:
+                digest.update(shard.pixels.encode())
+        return replace(self, shards=shards, data_hash=digest.hexdigest())
+
+
+class Folder:
+    """A folder at a local path or an fsspec one (s3://..., memory://...), written file by file,
+    each whole or not at all."""
+
+    def __init__(self, root: str) -> None:
+        self.root = str(root)
+        self.files, self.path = fsspec.url_to_fs(self.root)
+        protocol = self.files.protocol
+        self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def exists(self, name: str) -> bool:
+        """Is there such a file?"""
+        return self.files.exists(f"{self.path}/{name}")
+
+    def read(self, name: str) -> str:
+        """A small text file."""
+        return self.files.cat_file(f"{self.path}/{name}").decode()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small text file."""
+        with self.writing(name) as temporary:
+            temporary.write_text(text)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a local path to write to; the file appears under its name if all went well."""
+        target = f"{self.path}/{name}"
+        self.files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        # beside the target, so that a rename is enough; a remote file is uploaded in one piece
+        place = Path(target).parent if self.local else Path(tempfile.gettempdir())
+        temporary = place / f".{Path(name).name}.{os.getpid()}.writing"
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            if self.local:
+                os.replace(temporary, target)
+            else:
+                self.files.put_file(str(temporary), target)
+        except OSError as error:
+            raise OSError(
+                f"could not write {self.root}/{name} ({error.strerror or error}); what is there is "
+                "kept: free some space and type the same command again"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def here(self, name: str) -> str:
+        """A local path of the file; a remote one is downloaded once and kept."""
+        if self.local:
+            return f"{self.path}/{name}"
+        kept = Path(tempfile.gettempdir()) / f"vqgen_cache_{os.getuid()}"
+        url = self.files.unstrip_protocol(f"{self.path}/{name}")
+        found = fsspec.open_local(f"filecache::{url}", filecache={"cache_storage": str(kept)})
+        return str(found)
+
+
+def read(folder: Folder) -> Manifest | None:
+    """The manifest in a folder, or None if there is none.
+
+    Raises ValueError for one that is damaged, of another format, or that names files outside."""
+    if not folder.exists("manifest.json"):
+        return None
+    try:
+        given = json.loads(folder.read("manifest.json"))
+        if given.pop("format") != FORMAT:
+            raise ValueError("another format number")
+        shards = {
+            split: tuple(Shard(**shard) for shard in listed)
+            for split, listed in given.pop("shards").items()
+        }
+        spec = _spec(given.pop("spec"))
+        size = tuple(given.pop("image_size"))
+        names = tuple(given.pop("class_names"))
+        found = Manifest(**given, spec=spec, image_size=size, class_names=names, shards=shards)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder.root}/manifest.json cannot be read ({error}); make the cache again: {COMMAND}"
+        ) from None
+    for shard in (shard for listed in found.shards.values() for shard in listed):
+        if not SHARD_NAME.fullmatch(shard.file):
+            raise ValueError(
+                f"{folder.root}/manifest.json names {shard.file!r}, which is no file of a cache; "
+                f"do not use it, make the cache again: {COMMAND}"
+            )
+    return found
+
+
+def write(folder: Folder, manifest: Manifest) -> None:
+    """Write manifest.json."""
+    folder.write("manifest.json", json.dumps({"format": FORMAT, **_plain(manifest)}, indent=2))
+
+
+def describe_shard(folder: Folder, file: str, rows: int, pixels: str) -> Shard:
+    """The entry of a shard that was just written, or is checked."""
+    with open(folder.here(file), "rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return Shard(file, rows, opened.tell(), digest, pixels)
+
+
+def columns(spec: LatentSpec, deviation: bool) -> dict[str, tuple[str, int]]:
+    """Column name -> (type, numbers per row) of a cache of such latents: tokens as uint16, or
+    uint32 where the vocabulary needs it; features as mean and deviation in float16."""
+    if isinstance(spec, TokenSpec):
+        return {"tokens": ("uint16" if spec.vocab_size <= 2**16 else "uint32", spec.length)}
+    length = spec.channels * spec.height * spec.width
+    names = ("mean", "deviation") if deviation else ("mean",)
+    return dict.fromkeys(names, ("float16", length))
+
+
+def labels_hash(labels: list[np.ndarray | None]) -> str:
+    """sha256 of the classes of the splits."""
+    digest = hashlib.sha256()
+    for part in labels:
+        digest.update(b"none" if part is None else np.asarray(part, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(manifest)))
+
+
+def _spec(given: dict[str, Any]) -> LatentSpec:
+    return TokenSpec(**given) if "vocab_size" in given else FeatureSpec(**given)

@@ -1,0 +1,164 @@
+"""One run on many devices: how its processes find each other, decide once, and share or shard the
+model."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
+STRATEGIES = ("auto", "ddp", "fsdp")
+SWITCHES = ("compile", "recompute")  # of the trainer node: ours, not Lightning's
+
+
+def join(trainer: dict[str, Any]) -> None:
+    """Meet the other processes of this run, before anything is decided that they must share.
+
+    torchrun and srun start the processes themselves. Where one was started and `trainer` wants more
+    devices of this machine, it starts itself again under torchrun.
+    Raises ValueError for a strategy that is not known."""
+    if trainer["strategy"] not in STRATEGIES:
+        raise ValueError(
+            f"wanted trainer.strategy to be one of {', '.join(STRATEGIES)}, got "
+            f"{trainer['strategy']}; type trainer=ddp or trainer=fsdp"
+        )
+    if dist.is_initialized():
+        return
+    if TorchElasticEnvironment.detect():
+        _meet(int(os.environ["LOCAL_RANK"]))
+    elif "SLURM_NTASKS" in os.environ and int(os.environ["SLURM_NTASKS"]) > 1:
+        environment = SLURMEnvironment(auto_requeue=False)
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        os.environ["RANK"] = str(environment.global_rank())
+        os.environ["WORLD_SIZE"] = str(environment.world_size())
+        _meet(environment.local_rank())
+    elif _wanted_here(trainer) > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone"]
+        command = [sys.executable, *torchrun, f"--nproc_per_node={_wanted_here(trainer)}"]
+        sys.stdout.flush()
+        os.execv(sys.executable, [*command, *sys.argv])
+
+
+def once(decide: Callable[[], Value]) -> Value:
+    """What `decide` returns on the first process, on all of them; its error is everyone's."""
+    if not dist.is_initialized():
+        return decide()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = decide()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def gather(value: Value) -> list[Value]:
+    """The values of all processes, by rank; every one has to call it."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers; every one has to call it."""
+    if not dist.is_initialized():
+        return number
+    value = torch.tensor(number)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
+    """The trainer node as arguments of lightning.Trainer, with devices and nodes as they are."""
+    arguments = {name: value for name, value in trainer.items() if name not in SWITCHES}
+    arguments["strategy"] = strategy(trainer["strategy"])
+    if TorchElasticEnvironment.detect():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        arguments |= {"devices": here, "num_nodes": int(os.environ["WORLD_SIZE"]) // here}
+    elif dist.is_initialized() and "SLURM_NTASKS" in os.environ:
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        arguments |= {"devices": int(os.environ["SLURM_NTASKS"]) // nodes, "num_nodes": nodes}
+    return arguments
+
+
+def strategy(name: str) -> Strategy | str:
+    """Lightning's strategy for auto, ddp or fsdp.
+
+    DDP keeps a replica per device and averages gradients; FSDP (version 2, through Lightning's
+    ModelParallelStrategy) shards weights, gradients, average and optimizer over all devices."""
+    if not dist.is_initialized():
+        return "auto"
+    if name == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=dist.get_world_size(),
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,  # one file, which any number of devices can read
+        )
+    # The GAN's two losses reach different parameters. Buffers are kept equal by those who own them
+    # (codebooks sum their statistics over ranks), not by overwriting them in every step.
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {"find_unused_parameters": True, sync: False}
+    return DDPStrategy(**options)
+
+
+def checksum(model: nn.Module) -> dict[str, int]:
+    """A number per parameter and buffer that differs if the bits do (nearly always): the sum of its
+    bytes' 32-bit words."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    sums = torch.stack([_words(value).sum(dtype=torch.int64) for value in tensors.values()])
+    return dict(zip(tensors, sums.tolist(), strict=True))
+
+
+def differing(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that are not the same on all processes."""
+    own = checksum(model)
+    sums = gather(own)
+    return [name for name in own if len({other[name] for other in sums}) > 1]
+
+
+def _words(value: Tensor) -> Tensor:
+    flat = value.detach().contiguous().flatten()
+    return flat.view(torch.int32) if flat.element_size() % 4 == 0 else flat.view(torch.uint8)
+
+
+def _meet(local_rank: int) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    # both, since what is exchanged about the run itself is on the CPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def planned(trainer: dict[str, Any]) -> int:
+    """Devices that a run with this trainer node would have, all machines together."""
+    started = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
+    return int(started) if started else max(1, _wanted_here(trainer)) * trainer["num_nodes"]
+
+
+def _wanted_here(trainer: dict[str, Any]) -> int:
+    """Processes that this machine should run."""
+    wanted = trainer["devices"]
+    if wanted in ("auto", -1, "-1"):
+        accelerated = trainer["accelerator"] in ("auto", "gpu", "cuda")
+        return torch.cuda.device_count() if accelerated else 1
+    return wanted if isinstance(wanted, int) else 1
