@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vqgen"
-ROOMS = ("nn", "sampling", "losses", "metrics", "tokenizers", "priors", "data", "training")
+ROOMS = (
+    "nn",
+    "sampling",
+    "losses",
+    "metrics",
+    "tokenizers",
+    "priors",
+    "data",
+    "training",
+    "evaluation",
+)
 # room or file -> what of vqgen it may import (a room may always import its own files)
 ALLOWED = {
     "contracts": set(),
@@ -21,6 +31,10 @@ ALLOWED = {
     "priors": {"contracts", "nn", "sampling"},
     "data": {"contracts"},
     "training": {"contracts", "losses", "metrics", "checkpoint", "pictures", "runs"},
+    "evaluation": {
+        *("contracts", "build", "checkpoint", "pipeline", "pictures", "runs"),
+        *("data", "losses", "metrics", "sampling", "training"),
+    },
     "build": {"contracts"},
     "cli": {"build"},
     "pipeline": {"contracts", "build", "checkpoint", "pictures", "sampling"},
@@ -34,6 +48,8 @@ OWNERS = {
     "wandb": {"training/wandb_board"},
     "datasets": {"data"},
     "lpips": {"losses"},
+    "timm": {"metrics"},
+    "torch_fidelity": {"metrics"},
 }
 
 

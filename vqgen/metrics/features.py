@@ -38,7 +38,8 @@ class Resize:
         """uint8 [n, 3, H, W] -> float [n, 3, *size], normalized."""
         method = Image.Resampling[self.filter.upper()]
         rows = rearrange(images.cpu(), "n c h w -> n h w c").numpy()
-        resized = [Image.fromarray(row).resize(self.size[::-1], method) for row in rows]
+        height, width = self.size
+        resized = [Image.fromarray(row).resize((width, height), method) for row in rows]
         pixels = torch.from_numpy(np.stack([np.asarray(one) for one in resized]))
         images = rearrange(pixels, "n h w c -> n c h w").to(images.device)
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)

@@ -30,7 +30,7 @@ def manifold(
                 f"precision and recall with neighbors={neighbors} need more than {neighbors} "
                 f"{name}, got {len(features)}; type a larger n= or a smaller neighbors="
             )
-    samples, reference = samples.double(), reference.double()
+    samples, reference = samples.float(), reference.float()
     center = reference.mean(dim=0)  # small numbers: little is lost in |x|^2 + |y|^2 - 2 x.y
     samples, reference = samples - center, reference - center
     sample_radii = _radii(samples, neighbors, chunk)
