@@ -35,7 +35,8 @@ def measure(
             distance = PerceptualDistance(net=perceptual)
             distance.check_size((images.images.shape[-2], images.images.shape[-1]))
         except ValueError as error:
-            left_out["LPIPS"] = str(error)
+            reason = str(error).splitlines()[0].split(". Try")[0]
+            left_out["LPIPS"] = f"{reason}; protocol.perceptual=alex is another network"
     if min(images.images.shape[-2:]) < SSIM_WINDOW:
         left_out["SSIM"] = f"images under {SSIM_WINDOW} pixels"
     values: dict[str, list[Tensor]] = {}
