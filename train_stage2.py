@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, pipeline, runs
 from vqgen.data.encoded import EncodedImages
+from vqgen.evaluation import small
 from vqgen.training import launch
 from vqgen.training.stage2 import Stage2
 
@@ -36,6 +37,7 @@ def main(config: DictConfig) -> int:
     prior = build.prior(settings["prior"], tokenizer, num_classes=data.num_classes)
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
+    distance = small.measure(data, settings["small_fd"])
     words = [
         *(word for word in words if not word.startswith("tokenizer=")),
         f"tokenizer='{export}'",
@@ -55,6 +57,10 @@ def main(config: DictConfig) -> int:
             "tokenizer_fingerprint": fingerprint,
             "data": data.describe(),
         },
+        small_fd=distance
+        and partial(
+            distance.of_prior, tokenizer=tokenizer, guidance=settings["preview"]["guidance"]
+        ),
     )
     derived = {"run": str(run.folder), "tokenizer": str(export), **data.describe()}
     derived |= build.sizes(prior=prior)

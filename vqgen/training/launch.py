@@ -21,7 +21,7 @@ from vqgen.training.optimizer import Schedule
 # settings that a resumed run may change without becoming another experiment
 FREE = (
     *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
-    *("logger.", "trainer.", "run.", "preview."),
+    *("logger.", "trainer.", "run.", "preview.", "small_fd."),
 )
 
 
