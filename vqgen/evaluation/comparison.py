@@ -134,9 +134,11 @@ def read_card(path: Path) -> dict[str, Any]:
     """card.json of an evaluation. Raises ValueError if it is not one."""
     try:
         card = json.loads(path.read_text())
-        card["model"], card["numbers"], card["costs"], card["protocol"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no card of an evaluation ({error})") from error
+    missing = {"model", "numbers", "costs", "protocol"} - card.keys()
+    if missing:
+        raise ValueError(f"{path} is no card of an evaluation: no {', '.join(sorted(missing))}")
     return card
 
 
