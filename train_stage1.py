@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, finetune
 from vqgen.data.order import micro_batch_size
+from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
 
@@ -35,6 +36,7 @@ def main(config: DictConfig) -> int:
     if settings["train"]["channels_last"]:
         for model in (tokenizer, loss):
             model.to(memory_format=torch.channels_last)
+    distance = small.measure(data, settings["small_fd"])
     random_lpips = loss.perceptual is not None and bool(loss.perceptual.random)
     run = launch.open_run(settings, cli.typed_overrides(), resumed, stage="stage1", name=name)
     data.samples_seen = run.counters.samples
@@ -49,6 +51,7 @@ def main(config: DictConfig) -> int:
             "perceptual_random": random_lpips,
             **start.facts,
         },
+        small_fd=None if distance is None else distance.of_tokenizer,
     )
     derived = {"run": str(run.folder), "perceptual_random": random_lpips, **data.describe()}
     derived |= build.sizes(tokenizer=tokenizer, loss=loss)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from vqgen import build, checkpoint, cli, finetune, pipeline, runs
 from vqgen.data import cache
 from vqgen.data.order import micro_batch_size
+from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
 from vqgen.training.stage2 import Stage2
 
@@ -43,6 +44,7 @@ def main(config: DictConfig) -> int:
     prior, settings["prior"] = start.model, start.settings
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
+    distance = small.measure(data, settings["small_fd"])
     words = [
         *(word for word in words if not word.startswith("tokenizer=")),
         f"tokenizer='{export}'",
@@ -63,6 +65,10 @@ def main(config: DictConfig) -> int:
             "data": data.describe(),
             **start.facts,
         },
+        small_fd=distance
+        and partial(
+            distance.of_prior, tokenizer=tokenizer, guidance=settings["preview"]["guidance"]
+        ),
     )
     derived = {"run": str(run.folder), "tokenizer": str(export), **data.describe()}
     derived |= build.sizes(prior=prior)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -129,6 +130,15 @@ def stage2_run(root: Path, mark: str | None = None) -> Path:
     return run
 
 
+def reference(
+    path: Path, size: tuple[int, int] = tiny.SIZE, classes: int = 3, count: int = 12
+) -> None:
+    """An npz in the ADM layout."""
+    pixels = np.zeros((count, *size, 3), dtype=np.uint8)
+    np.savez(path, arr_0=pixels, arr_1=np.arange(count) * (classes - 1) // (count - 1))
+
+
+EVALUATE = "scripts.evaluate"
 # (what the user did, what has to be there before, program, words, what the sentence must say)
 TINY_PICTURES = ["data.size=[16,24]", "logger=files", "train.max_steps=1"]
 QUICK = ["logger=files", "train.max_steps=1", "loss.perceptual=none", "loss.gan=none"]
@@ -581,6 +591,72 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["device=tpu"],
         "device=tpu",
     ),
+    ("evaluated nothing", lambda p: None, EVALUATE, ["model=null"], "model=RUN or samples="),
+    ("evaluated no run", lambda p: None, EVALUATE, ["model=nowhere"], "nowhere does not exist"),
+    (
+        "evaluated a run without its data",
+        lambda p: stage2_run(p / "runs"),
+        EVALUATE,
+        [],
+        "protocol.reference.npz=PATH",
+    ),
+    (
+        "gave a reference of another size",
+        lambda p: (stage2_run(p / "runs"), reference(p / "r.npz", (8, 8))),
+        EVALUATE,
+        ["protocol.reference.npz=r.npz", "protocol.classes=balanced", "protocol.samples=9"],
+        "samples are images of [16, 24], but r.npz holds images of [8, 8]",
+    ),
+    (
+        "gave a reference of other classes",
+        lambda p: (stage2_run(p / "runs"), reference(p / "r.npz", classes=1000)),
+        EVALUATE,
+        ["protocol.reference.npz=r.npz", "protocol.classes=balanced", "protocol.samples=9"],
+        "class mismatch: r.npz has class 999",
+    ),
+    (
+        "asked for a count that its classes do not divide",
+        lambda p: (stage2_run(p / "runs"), reference(p / "r.npz")),
+        EVALUATE,
+        ["protocol.reference.npz=r.npz", "protocol.classes=balanced", "protocol.samples=50"],
+        "type protocol.samples=48",
+    ),
+    (
+        "gave another reference file than the protocol's",
+        lambda p: (stage2_run(p / "runs"), reference(p / "r.npz")),
+        EVALUATE,
+        ["protocol.reference.npz=r.npz", "protocol.reference.sha256=00ff"],
+        "the protocol wants 00ff",
+    ),
+    (
+        "left the reference of a protocol out",
+        lambda p: stage2_run(p / "runs"),
+        EVALUATE,
+        ["protocol=gfid-adm"],
+        "VIRTUAL_imagenet256_labeled.npz",
+    ),
+    (
+        "evaluated an empty folder",
+        lambda p: (p / "empty").mkdir(),
+        EVALUATE,
+        ["samples=empty"],
+        "holds no pictures",
+    ),
+    (
+        "evaluated fewer samples than neighbours",
+        lambda p: (reference(p / "few.npz", count=4), reference(p / "r.npz")),
+        EVALUATE,
+        ["samples=few.npz", "protocol.reference.npz=r.npz"],
+        "need more samples than that, got 4",
+    ),
+    (
+        "named features that are not there",
+        lambda p: reference(p / "r.npz"),
+        EVALUATE,
+        ["samples=r.npz", "protocol.reference.npz=r.npz", "protocol.features=fid"],
+        "features=fid is not known",
+    ),
+    ("compared nothing", lambda p: None, "scripts.compare", [], "wanted runs to compare"),
     (
         "mixed two runs in one folder",
         lambda p: stage2_run(p / "runs", mark="0123456789abcdef"),

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "vqgen"
 ROOMS = (
     *("nn", "sampling", "losses", "metrics", "tokenizers", "priors", "data", "training"),
-    "importing",
+    *("evaluation", "importing"),
 )
 # room or file -> what of vqgen it may import (a room may always import its own files)
 ALLOWED = {
@@ -26,6 +26,10 @@ ALLOWED = {
     "priors": {"contracts", "nn", "sampling"},
     "data": {"contracts"},
     "training": {"contracts", "losses", "metrics", "checkpoint", "pictures", "runs"},
+    "evaluation": {
+        *("contracts", "build", "checkpoint", "pipeline", "pictures", "runs"),
+        *("data", "losses", "metrics", "sampling", "training"),
+    },
     "build": {"contracts"},
     "cli": {"build"},
     "pipeline": {"contracts", "build", "checkpoint", "editing", "pictures", "sampling"},
@@ -43,6 +47,8 @@ OWNERS = {
     "datasets": {"data"},
     "lpips": {"losses"},
     "transformers": {"text"},
+    "timm": {"metrics"},
+    "torch_fidelity": {"metrics"},
 }
 
 

@@ -43,6 +43,11 @@ class Pipeline:
         return self._prior
 
     @property
+    def has_prior(self) -> bool:
+        """Whether it can sample, or only encode and decode."""
+        return self._prior is not None
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names by class index; empty for unconditional models."""
         return tuple(self.facts.get("class_names", ()))

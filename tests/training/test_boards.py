@@ -30,6 +30,12 @@ def test_pictures_and_counts_are_files(tmp_path: Path) -> None:
     assert '"counts": [3, 0, 1]' in (tmp_path / "samples" / "codebook_histogram.json").read_text()
 
 
+def test_a_table_is_a_file_without_its_pictures(tmp_path: Path) -> None:
+    FileBoard(tmp_path).log_table("evaluation/card", ["a", "b"], [["x", 1.5], ["y", PICTURE]], 0)
+    text = (tmp_path / "samples" / "evaluation_card.csv").read_text()
+    assert text.split() == ["a,b", "x,1.5", "y,"]
+
+
 @pytest.mark.slow
 def test_wandb_runs_offline_and_goes_on_under_the_same_id(tmp_path: Path) -> None:
     facts: dict = {}
@@ -38,7 +44,9 @@ def test_wandb_runs_offline_and_goes_on_under_the_same_id(tmp_path: Path) -> Non
         board.log_metrics({"train/a": 1.0}, step=step)
         board.log_picture("samples/x", PICTURE, step=step)
         board.log_counts("codebook/histogram", np.arange(1000), step=step)
+        board.log_table("comparison/trilemma", ["run", "samples"], [["a", PICTURE]], step)
         board.close()
+    assert list((tmp_path / "wandb").rglob("*trilemma*.table.json"))
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     assert runs and all(run.name.endswith(facts["wandb_id"]) for run in runs)
 

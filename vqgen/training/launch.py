@@ -22,15 +22,8 @@ from vqgen.training.optimizer import Schedule
 
 # settings that a resumed run may change without becoming another experiment
 FREE = (
-    *(
-        "plan",
-        "train.max_",
-        "train.resume",
-        "train.log_every",
-        "train.validate_every",
-        "train.save_every",
-    ),
-    *("logger.", "trainer.", "run.", "preview.", "plan"),
+    *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
+    *("logger.", "trainer.", "run.", "preview.", "plan", "small_fd."),
 )
 
 

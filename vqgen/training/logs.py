@@ -25,6 +25,10 @@ class Board(Logger):
         """counts [codes]: how often each code was used."""
 
     @abstractmethod
+    def log_table(self, name: str, head: list[str], rows: list[Any], step: int) -> None:
+        """A table; a cell that is uint8 [height, width, 3] is a picture."""
+
+    @abstractmethod
     def close(self) -> None:
         """The run is over (Lightning's `finalize` comes earlier, after every loop of a trainer)."""
 
@@ -75,6 +79,15 @@ class FileBoard(Board):
         path = self.folder / "samples" / f"{name.replace('/', '_')}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"step": step, "counts": [int(count) for count in counts]}))
+
+    @rank_zero_only
+    def log_table(self, name: str, head: list[str], rows: list[Any], step: int) -> None:
+        """Write samples/<name>.csv; pictures are left out of it."""
+        path = self.folder / "samples" / f"{name.replace('/', '_')}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            plain = [["" if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
+            csv.writer(file).writerows([head, *plain])
 
     def close(self) -> None:
         """Every line is on disk already."""

@@ -7,6 +7,7 @@ and Trainer clipping cannot be used with two of them. Here one step is one step 
 counts these."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -205,6 +206,24 @@ class TrainingModule(LightningModule, Generic[Model]):
     def is_log_step(self) -> bool:
         """Whether the step just counted is one to log."""
         return self.counters.step % self.recipe.log_every == 0 or self.counters.step == 1
+
+    # ---- the best checkpoint
+
+    def is_best(
+        self, small_fd: Callable[[Model], tuple[str, float]] | None, averaged: Model
+    ) -> bool:
+        """Measure the small distance of the averaged model, if one is wanted, and log it; True if
+        it is the smallest of the run so far. To be asked on rank 0."""
+        if small_fd is None:
+            return False
+        name, value = small_fd(averaged)
+        self.record({name: value})
+        print(f"  {name} {value:.4g} (few images: compare within this run only)")
+        facts: dict[str, Any] = self.counters.facts
+        if value >= facts.get("best_small_fd", {}).get("value", float("inf")):
+            return False
+        facts["best_small_fd"] = {"name": name, "value": value, "step": self.counters.step}
+        return True
 
     # ---- exact resume
 

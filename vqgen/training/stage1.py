@@ -1,6 +1,7 @@
 """Stage 1: train a tokenizer with its losses, and against a patch discriminator if the loss has
 one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class Stage1(TrainingModule[Tokenizer]):
                   for the export
     usage_alarm   share of codes in use under which an alarm is printed after a validation pass
     winning_gap   mean logit of real minus fake patches above which the discriminator is winning
+    small_fd      averaged tokenizer -> (name, distance of few reconstructions); the best export is
+                  kept in best/
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class Stage1(TrainingModule[Tokenizer]):
         facts: dict[str, Any],
         usage_alarm: float = 0.1,
         winning_gap: float = 8.0,
+        small_fd: Callable[[Tokenizer], tuple[str, float]] | None = None,
     ) -> None:
         super().__init__(tokenizer, recipe)
+        self.small_fd = small_fd
         self.loss = loss
         self.architecture, self.facts = architecture, facts
         self.usage_alarm, self.winning_gap = usage_alarm, winning_gap
@@ -163,7 +168,9 @@ class Stage1(TrainingModule[Tokenizer]):
                     "codebook/histogram", self.usage.counts.cpu().numpy(), self.counters.step
                 )
         if self.trainer.is_global_zero:
-            self.export()
+            self.export("tokenizer")
+            if self.is_best(self.small_fd, self.average.model):
+                self.export("best")
 
     def _scale_numbers(self) -> dict[str, float]:
         """What each scale of a pyramid uses, printed; nothing for tokens of one scale."""
@@ -181,10 +188,10 @@ class Stage1(TrainingModule[Tokenizer]):
                 )
         return self.scale_usage.numbers()
 
-    def export(self) -> None:
-        """Write the averaged tokenizer into the run's tokenizer/ folder."""
+    def export(self, name: str) -> None:
+        """Write the averaged tokenizer into the run's tokenizer/ (or best/) folder."""
         facts = {**self.facts, "steps": self.counters.step, "images": self.counters.samples}
-        folder = Path(self.trainer.default_root_dir) / "tokenizer"
+        folder = Path(self.trainer.default_root_dir) / name
         checkpoint.save_model(
             folder,
             self.average.model,

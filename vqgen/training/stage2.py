@@ -26,6 +26,7 @@ class Stage2(TrainingModule[Prior]):
     tokenizer     folder of the tokenizer's export, copied beside the prior so that one folder
                   samples
     architecture  what build.py makes the prior from; facts: class names, recipe ... for the export
+    small_fd      averaged prior -> (name, distance of few samples); the best is kept in best/
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Stage2(TrainingModule[Prior]):
         tokenizer: Path,
         architecture: dict[str, Any],
         facts: dict[str, Any],
+        small_fd: Callable[[Prior], tuple[str, float]] | None = None,
     ) -> None:
         super().__init__(prior, recipe)
+        self.small_fd = small_fd
         self.image_size, self.preview, self.tokenizer_folder = image_size, preview, tokenizer
         self.architecture, self.facts = architecture, facts
         self._blueprint: list[Prior] = []  # in a list, as it is no part of this module
@@ -121,12 +124,14 @@ class Stage2(TrainingModule[Prior]):
             picture = self.preview(prior)
             for board in self.boards:
                 board.log_picture("samples/by_class", picture, self.counters.step)
-            self.export(prior)
+            self.export(prior, "pipeline")
+            if self.is_best(self.small_fd, prior):
+                self.export(prior, "best")
 
-    def export(self, prior: Prior) -> None:
-        """Write the run's pipeline/ folder: the tokenizer as it was given and the averaged
-        prior."""
-        folder = Path(self.trainer.default_root_dir) / "pipeline"
+    def export(self, prior: Prior, name: str) -> None:
+        """Write the run's pipeline/ (or best/) folder: the tokenizer as it was given and the
+        averaged prior."""
+        folder = Path(self.trainer.default_root_dir) / name
         checkpoint.copy_model(self.tokenizer_folder, folder / "tokenizer")
         facts = {**self.facts, "steps": self.counters.step, "images": self.counters.samples}
         checkpoint.save_model(

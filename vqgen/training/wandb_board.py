@@ -96,6 +96,15 @@ class WandbBoard(Board):
         edges = np.linspace(0, len(ranked), len(bars) + 1)
         self._send({name: wandb.Histogram(np_histogram=(bars, edges))}, step)
 
+    @rank_zero_only
+    def log_table(self, name: str, head: list[str], rows: list[Any], step: int) -> None:
+        """A W&B Table."""
+        shown: list[Any] = [
+            [wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row]
+            for row in rows
+        ]
+        self._send({name: wandb.Table(columns=list(head), data=shown)}, step)
+
     def _send(self, values: dict[str, Any], step: int | None) -> None:
         try:
             self.experiment.log({**values, "step": step})

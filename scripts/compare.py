@@ -1,0 +1,141 @@
+"""Evaluate several runs by one protocol and set them side by side: table, CSV, plots.
+`python scripts/compare.py RUN RUN ... [steps=[4,16,64]]`, or `demo=true` to train them all first"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from PIL import Image
+
+from vqgen import build, checkpoint, cli, pipeline, runs
+from vqgen.evaluation import comparison, plots
+from vqgen.evaluation.protocol import Protocol
+from vqgen.training import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@cli.entry("evaluate", "compare")
+def main(config: DictConfig) -> None:
+    """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
+    settings = build.plain(config)
+    models = [Path(path) for path in settings["models"]]
+    if settings["demo"]:
+        models += train_demo(settings)
+    if not models:
+        raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
+    jobs = [job for model in models for job in jobs_of(model, settings)]
+    cards = [evaluate(model, knobs, settings) for model, knobs in jobs]
+    rows = [
+        comparison.row_of(card, minutes_of(model))
+        for (model, _), card in zip(jobs, cards, strict=True)
+    ]
+    out = Path(settings["out"])
+    checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
+    checkpoint.write_text(out / "comparison.csv", comparison.as_csv(rows))
+    written = plots.draw(rows, out)
+    send(rows, jobs, written, settings)
+    print(comparison.markdown(rows))
+    print(f"{out}/comparison.md, comparison.csv, {', '.join(path.name for path in written)}")
+
+
+def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """(model, sampler knobs): as the protocol says, then once per step count if it has that knob.
+
+    Raises ValueError for what is no run."""
+    loaded = pipeline.load(model)
+    knobs = settings["protocol"]["knobs"]
+    jobs = [(model, knobs)]
+    if loaded.has_prior and "steps" in loaded.prior.Knobs.__dataclass_fields__:
+        jobs += [(model, {**knobs, "steps": steps}) for steps in settings["steps"]]
+    return jobs
+
+
+def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The card of scripts/evaluate.py, in a process of its own, so that memory is its own."""
+    protocol = {**settings["protocol"], "knobs": knobs}
+    ending = f"_steps{knobs['steps']}" if "steps" in knobs else ""
+    out = model / "evaluation" / f"{protocol['name']}{ending}"
+    path = out / "card.json"
+    newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
+    if settings["reuse"] and path.is_file() and path.stat().st_mtime > newest:
+        card = comparison.read_card(path)
+        if card["protocol"] == Protocol(**protocol).as_dict():
+            print(f"reusing {path}")
+            return card
+    words = [f"{name}={settings[name]}" for name in ("batch", "device", "cache")]
+    words += [f"protocol={cli.choice('protocol')}", f"protocol.knobs={_typed(knobs)}"]
+    words += [word for word in cli.typed_overrides() if word.startswith("protocol.")]
+    run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
+    return comparison.read_card(path)
+
+
+def train_demo(settings: dict[str, Any]) -> list[Path]:
+    """Train the tokenizers, then every prior for equally long; returns their runs."""
+    root, made = Path(settings["demo_root"]), []
+    words = [f"run.root='{root}'", *settings["demo_words"]]
+    for stage, kind in (("stage1", "tokenizer"), ("stage2", "prior")):
+        minutes = settings[f"demo_{kind}_minutes"]
+        budget = [f"train.max_minutes={minutes}", "train.max_steps=null"]
+        for name in settings[f"demo_{kind}s"]:
+            done = next(runs.newest_first(root, stage, name), None)
+            if done is None or not (done / runs.EXPORT[stage]).is_dir():
+                choice = [f"{kind}={name}", f"run.name={name}"]
+                run([ROOT / f"train_{stage}.py", *choice, *budget, *words])
+                done = next(runs.newest_first(root, stage, name))
+            made.append(done)
+    return made
+
+
+def run(command: list[Any]) -> None:
+    """Run a script of the repository; stop with its own words if it fails."""
+    print(" ".join(["python", *map(str, command)]), flush=True)
+    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise ValueError(f"{Path(str(command[0])).name} failed; its words are above")
+
+
+def minutes_of(model: Path) -> float | None:
+    """Training time by the run's checkpoint; None where there is no checkpoint."""
+    try:
+        return launch.read_counters(model)[1].seconds / 60
+    except ValueError:
+        return None
+
+
+def send(rows: Any, jobs: Any, written: list[Path], settings: dict[str, Any]) -> None:
+    """The table with sample pictures, and the plots, to the chosen logger."""
+    out = Path(settings["out"])
+    for board in build.boards(settings, {}, out, {}):
+        head = ["run", *comparison.COLUMNS, "samples"]
+        body = []
+        for row, (model, knobs) in zip(rows, jobs, strict=True):
+            ending = f"_steps{knobs['steps']}" if "steps" in knobs else ""
+            folder = model / "evaluation" / f"{settings['protocol']['name']}{ending}"
+            files = [folder / "samples.png", folder / "reconstructions.png"]
+            picture = next((np.asarray(Image.open(f)) for f in files if f.is_file()), None)
+            body.append([row.name, *(row.numbers.get(c) for c in comparison.COLUMNS), picture])
+        board.log_table("comparison/trilemma", head, body, 0)
+        for path in written:
+            if path.suffix == ".png":
+                picture = np.asarray(Image.open(path).convert("RGB"))
+                board.log_picture(f"comparison/{path.stem}", picture, 0)
+        board.close()
+
+
+def _typed(knobs: dict[str, Any]) -> str:
+    """A dict as Hydra's grammar has it: {steps:4}."""
+    return json.dumps(knobs).replace('"', "").replace(" ", "")
+
+
+if __name__ == "__main__":
+    named = [word for word in sys.argv[1:] if "=" not in word and not word.startswith(("-", "~"))]
+    if named:  # runs may be typed as they are
+        rest = [word for word in sys.argv[1:] if word not in named]
+        quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in named)
+        sys.argv[1:] = [*rest, f"models=[{quoted}]"]
+    main()

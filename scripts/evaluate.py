@@ -1,0 +1,62 @@
+"""Evaluate one run by a frozen protocol and write its card. `python scripts/evaluate.py model=RUN
+[protocol=emoji-2k|gfid-adm|rfid-val-centercrop] [samples=FILE.npz]`"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vqgen import build, cli, runs
+from vqgen.evaluation.protocol import Protocol
+from vqgen.evaluation.run import Evaluated, Evaluation
+from vqgen.evaluation.subject import Subject
+from vqgen.metrics import features
+
+
+@cli.entry("evaluate", "evaluate")
+def main(config: DictConfig) -> None:
+    """Check everything, measure, write card.json, card.md, pictures and samples.npz."""
+    settings = build.plain(config)
+    if settings["batch"] < 1:
+        raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=32")
+    protocol = Protocol(**settings["protocol"])
+    model, samples = find_model(settings), settings["samples"]
+    device = build.device(settings["device"])
+    given = None if samples is None else Path(samples)
+    subject = Subject(protocol, model=model, samples=given, device=device)
+    network = features.load(protocol.features, protocol.weights, device)
+    evaluation = Evaluation(
+        protocol, subject, network, cache=Path(settings["cache"]), batch=settings["batch"]
+    )
+    evaluated = evaluation.run()
+    out = settings["out"] or (model or Path(".")) / "evaluation" / protocol.name
+    evaluated.write(Path(out), npz=settings["npz"] and given is None)
+    send(evaluated, settings, Path(out))
+    print("\n".join(evaluated.card.markdown().split("\n## ")[0].splitlines()))
+    print(f"\n{out}/card.md and card.json")
+
+
+def find_model(settings: dict[str, Any]) -> Path | None:
+    """The model=PATH that was typed, the newest stage-2 run, or none (samples alone)."""
+    if settings["model"] is None or (settings["model"] == "auto" and settings["samples"]):
+        return None
+    if settings["model"] != "auto":
+        return Path(settings["model"])
+    newest = runs.newest_export(
+        Path(settings["root"]), "stage2", lambda folder: None, "python train_stage2.py"
+    )
+    return newest.parent
+
+
+def send(evaluated: Evaluated, settings: dict[str, Any], out: Path) -> None:
+    """The card as a table, and its pictures, to the chosen logger."""
+    for board in build.boards(settings, {}, out, {}):
+        head = ["number", "value", "95 % interval", "images", "unit"]
+        board.log_table("evaluation/card", head, evaluated.card.rows(), 0)
+        for name, picture in evaluated.pictures.items():
+            board.log_picture(f"evaluation/{name}", picture, 0)
+        board.close()
+
+
+if __name__ == "__main__":
+    main()

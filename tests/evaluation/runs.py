@@ -1,0 +1,75 @@
+"""Finished runs of the tiny models with data of their own: what the evaluator is tested on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from tests import tiny
+from tests.test_bad_input import ARCHITECTURE, PRIOR
+from vqgen import checkpoint
+from vqgen.evaluation.protocol import Protocol
+
+
+def pictures(root: Path, classes: int = 3, count: int = 36) -> Path:
+    """A folder of smooth pictures of 16 x 24, one subfolder per class (none: flat)."""
+    for i, image in enumerate(tiny.images(count, seed=3)):
+        folder = root / f"class{i % classes}" if classes else root
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return root
+
+
+def config(run: Path, data: Path) -> None:
+    """The part of a run's config.yaml that says what it was trained on."""
+    node: dict[str, Any] = {
+        "_target_": "vqgen.data.folders.folder",
+        "root": str(data),
+        "val_fraction": 0.25,
+        "size": list(tiny.SIZE),
+    }
+    checkpoint.write_text(run / "config.yaml", yaml.safe_dump({"data": node}))
+
+
+def stage1(root: Path, classes: int = 3) -> Path:
+    """A stage-1 run."""
+    run = root / "stage1" / "20260101_000000_tiny"
+    names = [f"class{i}" for i in range(classes)]
+    options: dict[str, Any] = {"kind": "tokenizer", "architecture": ARCHITECTURE}
+    facts = {"class_names": names}
+    checkpoint.save_model(run / "tokenizer", tiny.tokenizer(), facts=facts, **options)
+    config(run, pictures(root / f"pictures{classes}", classes))
+    return run
+
+
+def stage2(root: Path, classes: int = 3) -> Path:
+    """A stage-2 run over it."""
+    export = stage1(root, classes) / "tokenizer"
+    run = root / "stage2" / "20260101_000000_tiny"
+    checkpoint.copy_model(export, run / "pipeline" / "tokenizer")
+    facts = {
+        "class_names": [f"class{i}" for i in range(classes)],
+        "num_classes": classes,
+        "tokenizer_fingerprint": checkpoint.read_header(export)["fingerprint"],
+    }
+    options: dict[str, Any] = {"kind": "prior", "architecture": PRIOR, "facts": facts}
+    checkpoint.save_model(run / "pipeline" / "prior", tiny.prior(classes), **options)
+    config(run, root / f"pictures{classes}")
+    return run
+
+
+def protocol(name: str = "emoji-2k", **changes: Any) -> Protocol:
+    """A protocol of conf/evaluate/protocol, made small."""
+    path = Path(__file__).resolve().parents[2] / "conf" / "evaluate" / "protocol" / f"{name}.yaml"
+    node = yaml.safe_load(path.read_text())
+    small: dict[str, Any] = {"samples": 12, "neighbors": 2, "perceptual": None}
+    return Protocol(**{**node, **small, **changes})
+
+
+def npz(path: Path, count: int = 9, size: tuple[int, int] = tiny.SIZE, **more: Any) -> Path:
+    """An ADM-style file of random pictures."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    np.savez(path, arr_0=pixels, **more)
+    return path

@@ -1,0 +1,197 @@
+"""The evaluator on real, tiny runs: the same numbers twice, files in and out, clear refusals."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import tiny
+from tests.evaluation import runs
+from vqgen import cli
+from vqgen.evaluation import generator, sets
+from vqgen.evaluation.protocol import Protocol
+from vqgen.evaluation.run import Evaluated, Evaluation
+from vqgen.evaluation.subject import Subject
+from vqgen.metrics import features
+from vqgen.metrics.features import Features
+
+
+@pytest.fixture(scope="module")
+def network() -> Features:
+    return features.load("efficientnet_lite0")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluated")
+
+
+def evaluate(
+    root: Path, network: Features, protocol: Protocol, batch: int = 32, **subject: Any
+) -> Evaluated:
+    chosen = {"model": None, "samples": None, **subject}
+    found = Subject(protocol, device="cpu", **chosen)
+    return Evaluation(protocol, found, network, cache=root / "cache", batch=batch).run()
+
+
+@pytest.fixture(scope="module")
+def first(root: Path, network: Features) -> Evaluated:
+    return evaluate(root, network, runs.protocol(), model=runs.stage2(root))
+
+
+def test_the_card_says_everything(first: Evaluated, tmp_path: Path) -> None:
+    first.write(tmp_path, npz=True)
+    card = json.loads((tmp_path / "card.json").read_text())
+    name = "FD-efficientnet_lite0@12"
+    assert card["numbers"][name]["low"] <= card["numbers"][name]["value"]
+    assert not any("FID" in name for name in card["numbers"])
+    for metric in ("sFD", "KID", "IS", "precision", "recall", "density", "coverage"):
+        assert f"{metric}-efficientnet_lite0@12" in card["numbers"]
+    assert {"bits per dimension (exact)", "bits per token (exact)"} <= card["numbers"].keys()
+    parts = [
+        card["numbers"][n]["value"]
+        for n in (
+            "bits per dimension (exact)",
+            "decoder term, bits per dimension",
+            "full bound, bits per dimension (exact + decoder)",
+        )
+    ]
+    assert parts[0] + parts[1] == pytest.approx(parts[2], rel=1e-4)
+    assert card["details"]["reference_sha256"] and card["details"]["features"]["size"] == [224] * 2
+    assert card["model"]["tokenizer_fingerprint"] and card["made_with"]["torch"]
+    assert card["protocol"]["seed"] == 0 and card["costs"]["seconds per image"]["value"] > 0
+    text = (tmp_path / "card.md").read_text()
+    assert name in text and "## protocol" in text
+    assert (tmp_path / "nearest_training_images.png").is_file()
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_the_same_numbers_again(
+    first: Evaluated, root: Path, network: Features, batch: int
+) -> None:
+    """To the last digit, at any batch size, with reference features out of the cache."""
+    model = root / "stage2" / "20260101_000000_tiny"
+    again = evaluate(root, network, runs.protocol(), batch, model=model)
+    assert again.card.as_dict()["numbers"] == first.card.as_dict()["numbers"]
+    assert again.samples is not None and first.samples is not None
+    assert torch.equal(again.samples.images, first.samples.images)
+
+
+def test_another_seed_gives_other_numbers(first: Evaluated, root: Path, network: Features) -> None:
+    model = root / "stage2" / "20260101_000000_tiny"
+    other = evaluate(root, network, runs.protocol(seed=100), model=model)
+    assert other.card.as_dict()["numbers"] != first.card.as_dict()["numbers"]
+
+
+def test_samples_go_out_and_come_in(
+    first: Evaluated, root: Path, network: Features, tmp_path: Path
+) -> None:
+    """The npz that one evaluation writes gives another the same distances, likelihood aside."""
+    first.write(tmp_path, npz=True)
+    arrays = np.load(tmp_path / "samples.npz")
+    assert arrays["arr_0"].shape == (12, *tiny.SIZE, 3) and arrays["arr_1"].shape == (12,)
+    model = root / "stage2" / "20260101_000000_tiny"
+    given: dict[str, Any] = {"samples": tmp_path / "samples.npz", "model": model}
+    again = evaluate(root, network, runs.protocol(), **given).card.as_dict()["numbers"]
+    before = first.card.as_dict()["numbers"]
+    assert again == {name: number for name, number in before.items() if name in again}
+    assert len(again) == 11
+
+
+def test_a_file_against_a_file(root: Path, network: Features, tmp_path: Path) -> None:
+    """No model at all; a set against itself is perfect."""
+    path = runs.npz(tmp_path / "one.npz")
+    mark = hashlib.sha256(path.read_bytes()).hexdigest()
+    reference = {"npz": str(path), "sha256": mark}
+    protocol = runs.protocol(reference=reference)
+    numbers = evaluate(root, network, protocol, samples=path).card.numbers
+    values = {name.split("-")[0]: number.value for name, number in numbers.items()}
+    assert values["FD"] == pytest.approx(0, abs=1e-3)
+    assert values["precision"] == values["recall"] == values["coverage"] == 1
+
+
+def test_a_tokenizer(root: Path, network: Features, first: Evaluated) -> None:
+    card = evaluate(
+        root, network, runs.protocol(ceiling=True), model=root / "stage1" / "20260101_000000_tiny"
+    ).card
+    names = {"PSNR", "SSIM", "code usage", "code perplexity", "rate", "rFD-efficientnet_lite0@9"}
+    assert names <= card.numbers.keys()
+    assert card.numbers["rate"].value == 6 * 5  # 6 tokens of 32 codes
+    assert card.numbers["rate, entropy"].value <= 30
+    assert "ceiling FD-efficientnet_lite0@12" in card.numbers
+    assert card.numbers["bits per token (uniform prior)"].value == 5
+
+
+def test_an_unconditional_model(tmp_path: Path, network: Features) -> None:
+    run = runs.stage2(tmp_path, classes=0)
+    evaluated = evaluate(tmp_path, network, runs.protocol(), model=run)
+    assert evaluated.samples is not None and evaluated.samples.labels is None
+    assert "bits per token (exact)" in evaluated.card.numbers
+
+
+def test_every_token_is_one_call_of_the_network(root: Path, first: Evaluated) -> None:
+    """Six tokens, one after the other."""
+    assert first.card.costs["function evaluations per image"].value == 6
+
+
+def test_labels_follow_the_protocol() -> None:
+    train = torch.tensor([0] * 90 + [1] * 10)
+    drawn = generator.labels_of(runs.protocol(samples=2000), 2, train)
+    assert drawn is not None and sum(drawn) / 2000 == pytest.approx(0.1, abs=0.03)
+    balanced = runs.protocol(samples=6, classes="balanced")
+    assert generator.labels_of(balanced, 3, None) == [0, 0, 1, 1, 2, 2]
+    assert generator.labels_of(balanced, 0, None) is None
+    with pytest.raises(ValueError, match=r"type protocol.samples=50000$"):
+        generator.labels_of(runs.protocol("gfid-adm", samples=2000), 1000, None)
+    with pytest.raises(ValueError, match="class mismatch"):
+        generator.labels_of(runs.protocol(), 1, train)
+
+
+def test_every_protocol_is_complete() -> None:
+    """Each yaml states every field, so that a card holds the whole recipe."""
+    folder = cli.CONF / "evaluate" / "protocol"
+    for path in folder.glob("*.yaml"):
+        made = runs.protocol(path.stem)
+        assert made.name == path.stem
+        words = {line.split(":")[0] for line in path.read_text().splitlines()}
+        assert made.as_dict().keys() <= words, path
+    assert len(list(folder.glob("*.yaml"))) >= 3
+
+
+def test_moments_of_a_reference_file(tmp_path: Path) -> None:
+    more = {"mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.ones(3), "sigma_s": np.eye(3)}
+    found = sets.read(runs.npz(tmp_path / "a.npz", **more)).moments
+    assert found is not None and found["pooled"].covariance.dtype == torch.float64
+    assert found["spatial"].mean.tolist() == [1, 1, 1]
+
+
+def test_a_split_is_drawn_by_its_seed(root: Path, first: Evaluated) -> None:
+    subject = Subject(
+        runs.protocol(), model=root / "stage2" / "20260101_000000_tiny", samples=None, device="cpu"
+    )
+    some = subject.split("train", 10, seed=1)
+    assert some.sha256 == subject.split("train", 10, seed=1).sha256
+    assert some.sha256 != subject.split("train", 10, seed=2).sha256
+    with pytest.raises(ValueError, match="wanted 1 to 27 images of the train split, got n=28"):
+        subject.split("train", 28)
+
+
+def test_refused_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        sets.read(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("no zip")
+    with pytest.raises(ValueError, match="no readable npz"):
+        sets.read(tmp_path / "text.npz")
+    np.savez(tmp_path / "float.npz", arr_0=np.zeros((2, 4, 4, 3)))
+    with pytest.raises(ValueError, match=r"got float64 \[2, 4, 4, 3\]"):
+        sets.read(tmp_path / "float.npz")
+    (tmp_path / "mixed").mkdir()
+    for side in (8, 9):
+        Image.new("RGB", (side, 8)).save(tmp_path / "mixed" / f"{side}.png")
+    with pytest.raises(ValueError, match="several sizes"):
+        sets.read(tmp_path / "mixed")

@@ -1,0 +1,157 @@
+"""The trilemma, measured: cards of several runs as one table, with the lecture's ticks beside."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqgen.evaluation.card import table
+
+# What the lecture's table promises, by the file of the family; "?" is its own question mark, ""
+# where it has no row. Its flows are normalizing flows: flow matching is set beside them.
+TICKS = {
+    "diffusion": {"speed": "✗", "quality": "✓", "coverage": "?", "likelihood": "✗"},
+    "flow": {"speed": "✓", "quality": "✗", "coverage": "?", "likelihood": "✓"},
+}
+# Its later rule of thumb, in words
+RULES = {
+    "llamagen": "likelihood + coverage (AR)",
+    "absorbing": "discrete + coverage",
+    "diffusion": "quality + coverage",
+    "flow": "quality + faster",
+}
+# corner of the trilemma -> (the number that ranks it, whether larger is better)
+CORNERS = {
+    "quality": ("FD", False),
+    "coverage": ("recall", True),
+    "speed": ("seconds per image", False),
+    "likelihood": ("bits per dimension", False),
+}
+COLUMNS = (
+    *("FD", "KID", "precision", "recall", "density", "coverage"),
+    *("seconds per image", "function evaluations per image", "bits per dimension"),
+    *("training minutes", "parameters", "peak memory"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run at one setting: its family, and its numbers by plain name."""
+
+    name: str
+    family: str
+    steps: int | None  # of the sampler, where it was set
+    numbers: dict[str, float]
+    likelihood: str  # exact, bound, estimate
+    n: int  # samples
+    ceiling: bool  # a tokenizer's reconstructions, what no prior over it can beat
+
+
+def row_of(card: dict[str, Any], minutes: float | None) -> Row:
+    """A card (as read from card.json) as a row."""
+    model, protocol = card["model"], card["protocol"]
+    numbers = {}
+    for name, number in {**card["numbers"], **card["costs"]}.items():
+        numbers.setdefault(plain_name(name), number["value"])
+    ceiling = "family" not in model
+    parameters = model.get("parameters prior") or model.get("parameters tokenizer")
+    if parameters is not None:
+        numbers["parameters"] = float(parameters)
+    if minutes is not None:
+        numbers["training minutes"] = minutes
+    steps = protocol["knobs"].get("steps")
+    family = "tokenizer" if ceiling else model["family"]
+    run = Path(model["path"]).name.split("_", 2)[-1]
+    name = f"{family} ({run})" + (f", {steps} steps" if steps else "")
+    kind = model.get("likelihood", "uniform prior")
+    return Row(name, family, steps, numbers, kind, protocol["samples"], ceiling)
+
+
+def plain_name(name: str) -> str:
+    """ceiling FD-efficientnet_lite0@2000 -> FD; bits per token (exact) -> bits per token."""
+    name = name.removeprefix("ceiling ").split("@")[0].split(" (")[0]
+    short = name.split("-")[0] if not name.startswith(("full", "decoder")) else name
+    return "FD" if short == "FID" else short
+
+
+def ranks(rows: list[Row]) -> dict[str, dict[str, int]]:
+    """Row name -> corner -> rank among the priors, 1 is best; equal numbers share a rank."""
+    found: dict[str, dict[str, int]] = {row.name: {} for row in rows}
+    for corner, (name, larger) in CORNERS.items():
+        having = [row for row in rows if name in row.numbers and not row.ceiling]
+        for row in having:
+            value = row.numbers[name]
+            others = [other.numbers[name] for other in having]
+            better = sum(other > value if larger else other < value for other in others)
+            found[row.name][corner] = 1 + better
+    return found
+
+
+def markdown(rows: list[Row]) -> str:
+    """The measured table, then the lecture's ticks beside the measured ranks."""
+    columns = [c for c in COLUMNS if any(c in row.numbers for row in rows)]
+    lines = [f"# Comparison of {len(rows)} runs", ""]
+    lines += table([_cells(row, columns) for row in rows], ("run", *columns))
+    counts = sorted({row.n for row in rows})
+    lines += [
+        "",
+        f"Samples: {', '.join(f'{n:,}' for n in counts)}. A distance at few samples is larger than "
+        "at many: compare within this table only. Tokenizer rows are reconstructions of training "
+        "images, the ceiling of every prior over them. Bits per dimension are of the latents: "
+        "they compare priors over the same tokenizer; where tokenizers differ, see the full bound "
+        "in the cards.",
+        "",
+        "## The trilemma: the lecture's tick, then the rank measured here",
+        "",
+    ]
+    ranked = ranks(rows)
+    priors = [row for row in rows if not row.ceiling]
+    body = []
+    for row in priors:
+        ticks = TICKS.get(row.family, {})
+        cells = [f"{ticks.get(c, '')} {_rank(ranked[row.name].get(c))}".strip() for c in CORNERS]
+        body.append((row.name, *cells, row.likelihood, RULES.get(row.family, "")))
+    lines += table(body, ("prior", *CORNERS, "the number is", "rule of thumb"))
+    ruler = ", ".join(f"{corner} by {name}" for corner, (name, _) in CORNERS.items())
+    return "\n".join([*lines, "", f"Ranks of {len(priors)}, 1 is best: {ruler}.", ""])
+
+
+def as_csv(rows: list[Row]) -> str:
+    """Every number of every row, one line per row."""
+    names = sorted({name for row in rows for name in row.numbers})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "family", "steps", "likelihood", "samples", *names])
+    for row in rows:
+        numbers = [row.numbers.get(name, "") for name in names]
+        writer.writerow([row.name, row.family, row.steps or "", row.likelihood, row.n, *numbers])
+    return text.getvalue()
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """card.json of an evaluation. Raises ValueError if it is not one."""
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no card of an evaluation ({error})") from error
+    missing = {"model", "numbers", "costs", "protocol"} - card.keys()
+    if missing:
+        raise ValueError(f"{path} is no card of an evaluation: no {', '.join(sorted(missing))}")
+    return card
+
+
+def _cells(row: Row, columns: list[str]) -> tuple[str, ...]:
+    def shown(name: str) -> str:
+        value = row.numbers.get(name)
+        if value is None:
+            return ""
+        text = f"{value:,.0f}" if name == "parameters" else f"{value:.4g}"
+        return f"{text} ({row.likelihood})" if name == "bits per dimension" else text
+
+    return (row.name, *(shown(name) for name in columns))
+
+
+def _rank(rank: int | None) -> str:
+    return "" if rank is None else f"{rank}."

@@ -1,0 +1,101 @@
+"""Pictures of a comparison: the measured triangle, and quality against speed."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from vqgen.evaluation.comparison import CORNERS, Row
+
+PLACES = {"quality": (0.5, 0.866), "speed": (0.0, 0.0), "coverage": (1.0, 0.0)}
+FORMATS = ("png", "pdf")
+
+
+def draw(rows: list[Row], out: Path) -> list[Path]:
+    """Write front.{png,pdf} and triangle.{png,pdf} into `out`; returns what was written."""
+    priors = [row for row in rows if not row.ceiling]
+    written = []
+    for name, plot in (("front", _front), ("triangle", _triangle)):
+        figure, axis = pyplot.subplots(figsize=(6.4, 4.8))
+        plot(axis, priors, rows)
+        figure.tight_layout()
+        for ending in FORMATS:
+            written.append(out / f"{name}.{ending}")
+            # no creation date: the same comparison gives the same file
+            figure.savefig(
+                written[-1], dpi=120, metadata=None if ending == "png" else {"CreationDate": None}
+            )
+        pyplot.close(figure)
+    return written
+
+
+def _front(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
+    """Distance against seconds per image; a family's step counts are joined, the front dashed."""
+    families: dict[str, list[Row]] = defaultdict(list)
+    for row in priors:
+        if {"FD", "seconds per image"} <= row.numbers.keys():
+            families[row.family].append(row)
+    points = []
+    for family, members in families.items():
+        members = sorted(members, key=lambda row: row.numbers["seconds per image"])
+        x = [row.numbers["seconds per image"] for row in members]
+        y = [row.numbers["FD"] for row in members]
+        axis.plot(x, y, marker="o", label=family)
+        for row, place in zip(members, zip(x, y, strict=True), strict=True):
+            if row.steps:
+                axis.annotate(str(row.steps), place, textcoords="offset points", xytext=(4, 4))
+        points += zip(x, y, strict=True)
+    best = [p for p in sorted(points) if all(q[1] > p[1] for q in points if q[0] < p[0])]
+    if len(best) > 1:
+        axis.step(*zip(*best, strict=True), where="post", color="gray", ls="--", lw=1, zorder=0)
+    for row in rows:
+        if row.ceiling and "FD" in row.numbers:
+            axis.axhline(row.numbers["FD"], color="gray", lw=0.8)
+            axis.annotate(
+                f"reconstructions: {row.name}",
+                (0.01, row.numbers["FD"]),
+                fontsize=7,
+                xycoords=("axes fraction", "data"),
+                va="bottom",
+            )
+    axis.set_xscale("log")
+    axis.set_xlabel("seconds per image")
+    axis.set_ylabel("FD, lower is better")
+    axis.set_title("Quality against speed; numbers along a curve are steps")
+    axis.legend()
+
+
+def _triangle(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
+    """Each prior between the corners it is best at: weights are scores from 0 (worst) to 1."""
+    axis.fill(*zip(*PLACES.values(), strict=True), fill=False, edgecolor="gray")
+    for corner, (x, y) in PLACES.items():
+        axis.annotate(corner, (x, y), ha="center", va="bottom" if y else "top", fontsize=11)
+    scores = {corner: _scores(priors, corner) for corner in PLACES}
+    for row in priors:
+        weights = np.array([scores[corner][row.name] for corner in PLACES]) + 0.05
+        place = weights @ np.array(list(PLACES.values())) / weights.sum()
+        axis.plot(*place, marker="o")
+        axis.annotate(row.name, place, textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axis.set_title("The trilemma as measured: nearer to a corner is better at it, among these")
+    axis.set_aspect("equal")
+    axis.axis("off")
+
+
+def _scores(priors: list[Row], corner: str) -> dict[str, float]:
+    """By row: its place between the worst (0) and the best (1) of a corner; speed on a log axis."""
+    name, larger = CORNERS[corner]
+    values = {row.name: row.numbers.get(name, float("nan")) for row in priors}
+    if corner == "speed":
+        values = {key: float(np.log(max(value, 1e-9))) for key, value in values.items()}
+    low, high = np.nanmin(list(values.values())), np.nanmax(list(values.values()))
+    span = high - low if high > low else 1.0
+    shares = {key: (value - low) / span for key, value in values.items()}
+    return {
+        key: 0.0 if np.isnan(share) else float(share if larger else 1 - share)
+        for key, share in shares.items()
+    }

@@ -1,0 +1,71 @@
+"""A protocol: the frozen recipe of an evaluation, one small yaml in conf/evaluate/protocol/."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from vqgen.sampling import guidance as guidances
+
+TRUSTED = 10_000  # images; under it the name of a distance says how many there were
+
+
+@dataclass(frozen=True)
+class ReferenceRecipe:
+    """What samples are compared with: a split of the run's own data, or an ADM-style npz."""
+
+    split: Literal["train", "val"] = "train"
+    npz: str | None = None  # instead of the split: arr_0, and mu, sigma, mu_s, sigma_s if there
+    sha256: str | None = None  # of that file; another file is refused
+    n: int | None = None  # images, drawn with `seed`; None: all
+    seed: int = 0
+    needs_npz: str | None = None  # the file that the protocol cannot do without, for the message
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that decides the numbers, down to the seed of every image."""
+
+    name: str
+    samples: int  # images to make; of a tokenizer: training images to reconstruct as its ceiling
+    classes: Literal["data", "balanced"]  # shares of the training set, or equally many per class
+    per_class: int | None  # with balanced: how many; a model of another class count is refused
+    reference: ReferenceRecipe
+    features: str  # see metrics/features.py
+    weights: str | None  # a file for that network, instead of the usual place
+    neighbors: int  # of precision, recall, density and coverage
+    splits: int  # of the Inception Score
+    guidance: float | str
+    knobs: dict[str, Any] = field(default_factory=dict)  # of the sampler
+    seed: int = 0  # image i has seed + i
+    validation_images: int | None = None  # for likelihood and reconstruction; None: all, 0: none
+    memorization: bool = True  # nearest training images; reads the whole training set
+    ceiling: bool = False  # of a tokenizer: also reconstructed training images against reference
+    perceptual: str | None = "vgg"  # LPIPS network for a tokenizer; None: left out
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reference, dict):
+            object.__setattr__(self, "reference", ReferenceRecipe(**self.reference))
+        if self.classes not in ("data", "balanced"):
+            raise ValueError(
+                f"wanted protocol.classes=data or balanced, got {self.classes}; type "
+                "protocol.classes=data"
+            )
+        if self.reference.split not in ("train", "val"):
+            raise ValueError(
+                "wanted protocol.reference.split=train or val, got "
+                f"{self.reference.split}; type protocol.reference.split=train"
+            )
+        for name, least in (("samples", 2), ("neighbors", 1), ("splits", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"wanted protocol.{name} of at least {least}, got {getattr(self, name)}"
+                )
+        guidances.parse(self.guidance)  # a mistake in it is better found before any work
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the card."""
+        return asdict(self)
+
+
+def titled(name: str, n: int) -> str:
+    """FD-x -> FD-x@2000: under 10,000 images the number's own name says so."""
+    return name if n >= TRUSTED else f"{name}@{n}"

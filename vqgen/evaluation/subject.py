@@ -1,0 +1,144 @@
+"""What is evaluated and against what: model, data, given samples, reference; all of it checked."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vqgen import build, checkpoint, pipeline
+from vqgen.data.images import ImageData
+from vqgen.evaluation import generator, quality, sets
+from vqgen.evaluation.protocol import Protocol
+from vqgen.evaluation.sets import Images
+
+
+class Subject:
+    """One model, or a file of samples, and everything that a protocol compares it with.
+
+    model    a run or export folder; None if only `samples` are given
+    samples  an npz or a folder of pictures to evaluate instead of sampling
+    Raises ValueError for everything that does not fit, before anything is sampled."""
+
+    def __init__(
+        self, protocol: Protocol, *, model: Path | None, samples: Path | None, device: str
+    ) -> None:
+        if model is None and samples is None:
+            raise ValueError("wanted model=RUN or samples=FILE.npz, got neither")
+        self.protocol, self.model = protocol, model
+        self.pipeline = None if model is None else pipeline.load(model, device=device)
+        self.data = None if model is None else data_of(model)
+        self.given = None if samples is None else sets.read(samples)
+        self.reference = self._reference()
+        self._check()
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether there is a model that makes images."""
+        return self.pipeline is not None and self.pipeline.has_prior
+
+    def split(self, name: str, n: int | None = None, seed: int = 0) -> Images:
+        """Images of the run's own data; see sets.of_split."""
+        return sets.of_split(self._data(), name, n, seed)
+
+    def train(self) -> Images:
+        """All training images."""
+        recipe = self.protocol.reference
+        if recipe.npz is None and recipe.split == "train" and recipe.n is None:
+            return self.reference
+        return self.split("train")
+
+    def held_out(self) -> Images:
+        """The validation images that likelihood and reconstruction are about."""
+        n = self.protocol.validation_images
+        return self.split("val", min(n, len(self._data().val)) if n else None)
+
+    def _reference(self) -> Images:
+        recipe = self.protocol.reference
+        if recipe.npz is not None:
+            read = sets.read(recipe.npz, recipe.sha256)
+            if recipe.n is None:
+                return read
+            order = torch.randperm(len(read), generator=torch.Generator().manual_seed(recipe.seed))
+            return read.take(order[: recipe.n].sort().values)
+        if recipe.needs_npz is not None:
+            raise ValueError(
+                f"protocol {self.protocol.name} compares with {recipe.needs_npz}; type "
+                "protocol.reference.npz=PATH of it"
+            )
+        return self.split(recipe.split, recipe.n, recipe.seed)
+
+    def _data(self) -> ImageData:
+        if self.data is None:
+            raise ValueError(
+                "there is no data to compare with: type model=RUN (a run folder with its "
+                "config.yaml) or protocol.reference.npz=PATH"
+            )
+        return self.data
+
+    def _check(self) -> None:
+        """What would stop the evaluation after minutes of sampling stops it now."""
+        protocol, reference = self.protocol, self.reference
+        counts = {"reference images": len(reference)}
+        if self.given is not None or self.has_prior:
+            counts["samples"] = protocol.samples if self.given is None else len(self.given)
+        for name, n in counts.items():
+            if n <= protocol.neighbors:
+                raise ValueError(
+                    f"precision and recall with protocol.neighbors={protocol.neighbors} need more "
+                    f"{name} than that, got {n}; type a larger number of images or a smaller "
+                    "protocol.neighbors="
+                )
+        if self.given is not None:
+            quality.check_sizes(self.given.images, reference.images, reference.source)
+        if self.pipeline is not None:
+            blank = torch.empty(1, 3, *self.pipeline.tokenizer.image_size)
+            quality.check_sizes(blank, reference.images, reference.source)
+        if self.pipeline is not None and self.has_prior and self.pipeline.prior.num_classes:
+            classes, source = self.pipeline.prior.num_classes, self.given or reference
+            generator.check_classes(source.labels, classes, source.source)
+            if self.given is None:
+                labels = self.train().labels if self.data is not None else None
+                generator.labels_of(protocol, classes, labels)
+
+    def described(self) -> dict[str, Any]:
+        """The model, for the card."""
+        if self.model is None or self.pipeline is None:
+            return {"path": "images from a file"}
+        loaded, facts = self.pipeline, self.pipeline.facts
+        described: dict[str, Any] = {
+            "path": str(self.model),
+            "tokenizer": type(loaded.tokenizer).__name__,
+            "tokenizer_fingerprint": _fingerprint(self.model),
+            "image_size": list(loaded.tokenizer.image_size),
+            "parameters tokenizer": sum(p.numel() for p in loaded.tokenizer.parameters()),
+            "steps": facts.get("steps"),
+            "training_images_seen": facts.get("images"),
+        }
+        if loaded.has_prior:
+            described |= {
+                "family": type(loaded.prior).__module__.rsplit(".", 1)[-1],
+                "prior": type(loaded.prior).__name__,
+                "classes": loaded.prior.num_classes,
+                "likelihood": loaded.prior.likelihood,
+                "parameters prior": sum(p.numel() for p in loaded.prior.parameters()),
+            }
+        return described
+
+
+def data_of(model: Path) -> ImageData | None:
+    """The data that a run was trained on, by its config.yaml; None beside an export without one."""
+    for folder in (model, *model.parents[:2]):
+        path = folder / "config.yaml"
+        if path.is_file():
+            node = yaml.safe_load(path.read_text())["data"]
+            return build.model(node, global_batch=1, accumulate=1, seed=0)
+    return None
+
+
+def _fingerprint(model: Path) -> str | None:
+    """Of the tokenizer in a run or export folder."""
+    for folder in (model / "pipeline" / "tokenizer", model / "tokenizer", model):
+        if (folder / "model.safetensors").is_file():
+            return checkpoint.read_header(folder)["fingerprint"]
+    return None
