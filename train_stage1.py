@@ -27,6 +27,11 @@ def main(config: DictConfig) -> int:
             "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "
             "type trainer=ddp"
         )
+    if "size" not in settings["data"]:
+        raise ValueError(
+            f"stage 1 needs images, and data={cli.choice('data')} holds latents for stage 2; "
+            "type data=emoji, or data=folder data.root=DIR"
+        )
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
     start = finetune.begin_tokenizer(settings, cli.typed_overrides(), data.image_size)

@@ -74,9 +74,8 @@ def taming_loss(settings: dict, steps: int, discriminator: dict) -> Stage1Loss:
 def neighbor(fixture: Fixture, reference: str) -> tuple[Fixture, str]:
     """ "../folder (variant name, ...)" -> that fixture and the name of its tensors' file."""
     folder, variant = re.match(r"(\S+)(?: \(variant (\w+))?", reference).groups()
-    return Fixture(
-        (fixture.folder / folder).resolve()
-    ), f"outputs_{variant}" if variant else "outputs"
+    config = (fixture.folder / folder / "config.json").resolve()
+    return Fixture(config), f"outputs_{variant}" if variant else "outputs"
 
 
 class LastLayer:

@@ -218,7 +218,7 @@ def test_taming_loss(fixture: Fixture, name: str) -> None:
     settings, step = case["settings"], case["global_step"]
     steps = 2 * max(step, settings["disc_start"])
     weights = (fixture.folder / fixture.config["discriminator"]).resolve()
-    source = Fixture(weights.parent)
+    source = Fixture(weights.parent / "config.json")
     net_name = weights.stem.removeprefix("weights_")
     loss = taming_loss(settings, steps, source.config["cases"][net_name]["config"])
     loss.gan.discriminator.load_state_dict(source.tensors(weights.stem))
