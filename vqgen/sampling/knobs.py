@@ -16,6 +16,7 @@ from vqgen.sampling.times import SPACINGS
 
 Advance = Callable[[Field, Tensor, Tensor, Tensor], Tensor]  # (field, x_t, t, u) -> x_u
 STEPS, LEGS = 50, 5  # by default; legs are what the adaptive solver divides by itself
+DEFAULTS = {"snr": 0.16, "tolerance": 1e-4, "temperature": 1.0}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ContinuousKnobs:
     stochasticity   of SDE solvers: 1 is the reverse SDE, 0 the flow; None: 1
     corrector_steps Langevin steps after each step of predictor_corrector or at each level of
                     langevin; None: 1 and 5
-    snr             size of a Langevin step as a share of the noise level
+    snr             size of a Langevin step as a share of the noise level; None: 0.16, langevin 0.3
     tolerance       of dopri5, relative and absolute
     temperature     times the deviation of the noise that sampling starts from
     resample        times each step is repeated where latents are given (inpainting)
@@ -41,7 +42,7 @@ class ContinuousKnobs:
     spacing: str = "uniform"
     stochasticity: float | None = None
     corrector_steps: int | None = None
-    snr: float = 0.16
+    snr: float | None = None
     tolerance: float = 1e-4
     temperature: float = 1.0
     resample: int = 1
@@ -58,9 +59,10 @@ class ContinuousKnobs:
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"wanted {name} of at least 1, got {count}; type {name}=10")
         for name in ("snr", "tolerance", "temperature"):
-            value = getattr(self, name)
+            value, default = getattr(self, name), DEFAULTS[name]
+            if name == "snr" and value is None:
+                continue
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-                default = ContinuousKnobs.__dataclass_fields__[name].default
                 raise ValueError(f"wanted {name} above 0, got {value}; type {name}={default}")
         level = self.stochasticity
         if level is not None and not (isinstance(level, int | float) and 0 <= level <= 1):
@@ -131,17 +133,17 @@ def _predictor_corrector(knobs: ContinuousKnobs, noise: Noise) -> Advance:
         x = predict(field, x, t, u)
         if float(field.path.deviation(u)) == 0:  # clean data: nothing to correct, no score
             return x
-        return stochastic.langevin(field, x, u, noise=noise, steps=count, snr=knobs.snr)
+        return stochastic.langevin(field, x, u, noise=noise, steps=count, snr=knobs.snr or 0.16)
 
     return step
 
 
 def _langevin(knobs: ContinuousKnobs, noise: Noise) -> Advance:
     """Annealed Langevin (Song and Ermon 2019): x stays where it is while the level falls."""
-    count = knobs.corrector_steps or 5
+    count, snr = knobs.corrector_steps or 5, knobs.snr or 0.3
 
     def step(field: Field, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
-        return stochastic.langevin(field, x, u, noise=noise, steps=count, snr=knobs.snr)
+        return stochastic.langevin(field, x, u, noise=noise, steps=count, snr=snr)
 
     return step
 
