@@ -254,6 +254,20 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["data.size=[16,24]"],
         "damaged",
     ),
+    (
+        "trains a continuous prior on tokens",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=flow", "data.size=[16,24]", "logger=files"],
+        "as_features=true",
+    ),
+    (
+        "gave a prior over tokens a path",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["path=vp", "data.size=[16,24]", "logger=files"],
+        "no setting 'path'",
+    ),
     ("samples without a run", lambda p: None, "sample", [], "python train_stage2.py"),
     (
         "samples from a folder that is not there",
