@@ -7,9 +7,9 @@ from pathlib import Path
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli, pipeline, runs
+from vqgen import build, cli, features, pipeline, runs
 from vqgen.data.encoded import EncodedImages
-from vqgen.training import launch
+from vqgen.training import latents, launch
 from vqgen.training.stage2 import Stage2
 
 
@@ -24,7 +24,9 @@ def main(config: DictConfig) -> int:
         words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))
     settings["tokenizer"] = str(export)
-    tokenizer, _, fingerprint = pipeline.load_tokenizer(export)
+    wrap = settings["as_features"] and not resumed  # a resumed run has the wrapped one already
+    source = resumed / "tokenizer" if resumed and settings["as_features"] else export
+    tokenizer, _, fingerprint = (features.load if wrap else pipeline.load_tokenizer)(source)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
     if tuple(data.image_size) != tuple(tokenizer.image_size):
@@ -36,18 +38,25 @@ def main(config: DictConfig) -> int:
     prior = build.prior(settings["prior"], tokenizer, num_classes=data.num_classes)
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
+    device = build.device("auto")
+    if wrap:
+        latents.standardize_(tokenizer, data, device)
+    measured = latents.check(tokenizer, data, device)
     words = [
         *(word for word in words if not word.startswith("tokenizer=")),
         f"tokenizer='{export}'",
     ]
     run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
+    if wrap:
+        source = run.folder / "tokenizer"
+        fingerprint = features.save(source, tokenizer, export)
     data.samples_seen = run.counters.samples
     module = Stage2(
         prior,
         launch.recipe(settings["train"]),
         image_size=tokenizer.image_size,
         preview=partial(pipeline.preview, tokenizer, tuple(data.class_names), settings["preview"]),
-        tokenizer=export,
+        tokenizer=source,
         architecture=settings["prior"],
         facts={
             "class_names": list(data.class_names),
@@ -56,7 +65,7 @@ def main(config: DictConfig) -> int:
             "data": data.describe(),
         },
     )
-    derived = {"run": str(run.folder), "tokenizer": str(export), **data.describe()}
+    derived = {"run": str(run.folder), "tokenizer": str(export), **measured, **data.describe()}
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
@@ -78,10 +87,11 @@ def find_tokenizer(settings: dict) -> Path:
             f"{'holds none' if Path(given).exists() else 'does not exist'}; look for one with: "
             f"ls {settings['run']['root']}/stage1, or leave tokenizer out for the newest that fits"
         )
+    wrap = settings["as_features"]
     return runs.newest_export(
         Path(settings["run"]["root"]),
         "stage1",
-        refusal=partial(pipeline.refusal, settings["prior"]),
+        refusal=partial(pipeline.refusal, settings["prior"], as_features=wrap),
         command="python train_stage1.py (what the prior needs is said above), or tokenizer=PATH",
     )
 

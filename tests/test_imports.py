@@ -23,7 +23,8 @@ ALLOWED = {
     "training": {"contracts", "losses", "metrics", "checkpoint", "pictures", "runs"},
     "build": {"contracts"},
     "cli": {"build"},
-    "pipeline": {"contracts", "build", "checkpoint", "pictures", "sampling"},
+    "features": {"contracts", "build", "checkpoint"},
+    "pipeline": {"contracts", "build", "checkpoint", "features", "pictures", "sampling"},
     "__init__": {"contracts", "pipeline"},
 }
 # library -> the only rooms and files that may import it

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from vqgen import build
-from vqgen.contracts import Tokenizer
+from vqgen.contracts import Bottleneck, Prior, Tokenizer
 from vqgen.data.images import ImageData
 from vqgen.data.store import ImageSet, Kept
 from vqgen.losses.gan import PatchGAN
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.nn.autoencoder import Decoder, Encoder
+from vqgen.nn.dit import DiT
 from vqgen.priors.llamagen import LlamaGen
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.codebook import Codebook
+from vqgen.tokenizers.features import AsFeatures
+from vqgen.tokenizers.gaussian import GaussianBottleneck
 from vqgen.tokenizers.vq import VectorQuantizer
 from vqgen.training.module import Budget, Recipe
 from vqgen.training.optimizer import Schedule
@@ -30,12 +33,28 @@ CODES = 32
 def tokenizer(update: str = "learned", image_size: tuple[int, int] = SIZE) -> Autoencoder:
     """A VQ autoencoder of factor 8: 2 x 3 tokens of 32 codes."""
     torch.manual_seed(0)
+    return autoencoder(VectorQuantizer(codebook=codebook(update)), image_size)
+
+
+def kl(**more: Any) -> Autoencoder:
+    """The same around Gaussian posteriors: 2 x 3 positions of 4 numbers."""
+    torch.manual_seed(0)
+    return autoencoder(GaussianBottleneck(channels=4, **more))
+
+
+def codebook(update: Any) -> Codebook:
+    """32 codes of 8 numbers."""
+    return Codebook(size=CODES, dim=8, update=update)
+
+
+def autoencoder(bottleneck: Bottleneck, image_size: tuple[int, int] = SIZE) -> Autoencoder:
+    """A small convolutional autoencoder of factor 8."""
     shape: dict[str, Any] = {"channels": 32, "multipliers": (1, 1), "blocks": 1, "patch": 4}
     return Autoencoder(
         image_size=image_size,
         encoder=partial(Encoder, **shape, attention_levels=()),
         decoder=partial(Decoder, **shape, attention_levels=()),
-        bottleneck=VectorQuantizer(codebook=Codebook(size=CODES, dim=8, update=update)),
+        bottleneck=bottleneck,
         z_channels=32,
     )
 
@@ -63,6 +82,8 @@ def loss(gan: bool = True) -> Stage1Loss:
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "vq-learned": lambda: tokenizer("learned"),
     "vq-ema": lambda: tokenizer("ema"),
+    "kl": lambda: kl(),
+    "vq-as-features": lambda: AsFeatures(tokenizer=tokenizer("ema")),
 }
 
 
@@ -70,6 +91,13 @@ def prior_for(spec: Any, num_classes: int = 3) -> LlamaGen:
     """A transformer of two layers over such tokens, with dropout."""
     torch.manual_seed(1)
     return LlamaGen(spec, width=32, depth=2, heads=2, num_classes=num_classes)
+
+
+def continuous(family: Any, tokenizer: Tokenizer, num_classes: int = 3) -> Prior:
+    """A flow or diffusion prior of two layers over such latents."""
+    torch.manual_seed(1)
+    network = partial(DiT, width=32, depth=2, heads=2, patch=1)
+    return family(tokenizer.spec, network=network, num_classes=num_classes)
 
 
 def prior(num_classes: int = 3) -> LlamaGen:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgen import build, checkpoint, pictures
+from vqgen import build, checkpoint, features, pictures
 from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer
 from vqgen.sampling import guidance as guidances
 
@@ -219,11 +219,12 @@ def _count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | N
     return total
 
 
-def refusal(prior: dict[str, Any], export: Path) -> str | None:
+def refusal(prior: dict[str, Any], export: Path, *, as_features: bool = False) -> str | None:
     """Why the prior of this config node cannot read the latents of a tokenizer export; None if it
     can."""
+    load = features.load if as_features else load_tokenizer
     try:
-        build.check_pair(prior, load_tokenizer(export)[0].spec)
+        build.check_pair(prior, load(export)[0].spec)
     except ValueError as error:
         return str(error)
     return None

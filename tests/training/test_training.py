@@ -21,7 +21,8 @@ def stage1(folder: Path, steps: int, **more: Any) -> tuple[Stage1, Any]:
     """A stage-1 module with a GAN that starts at 40 %, and its data."""
     accumulate = more.pop("accumulate", 1)
     recipe = tiny.recipe(steps, accumulate=accumulate)
-    module = Stage1(tiny.tokenizer(**more), tiny.loss(), recipe, architecture={}, facts={})
+    make = more.pop("make", tiny.tokenizer)
+    module = Stage1(make(**more), tiny.loss(), recipe, architecture={}, facts={})
     return module, tiny.data(accumulate=accumulate)
 
 
@@ -45,6 +46,7 @@ def stage2(folder: Path, steps: int, classes: int = 3, accumulate: int = 1) -> t
 STAGES = {
     "learned": lambda folder, steps: stage1(folder, steps),
     "ema": lambda folder, steps: stage1(folder, steps, update="ema"),
+    "kl": lambda folder, steps: stage1(folder, steps, make=tiny.kl),
     "accumulated": lambda folder, steps: stage1(folder, steps, accumulate=2),
     "llamagen": lambda folder, steps: stage2(folder, steps),
     "llamagen-accumulated": lambda folder, steps: stage2(folder, steps, accumulate=2),

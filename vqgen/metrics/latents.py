@@ -8,7 +8,8 @@ from torch import Tensor
 class LatentStatistics:
     """Sums over all latents [batch, channels, h, w] of all ranks together: images and positions.
 
-    `mean` and `deviation` (the biased estimate) have to be asked for on every rank; float64, CPU."""
+    `mean` and `deviation` (not corrected for the mean) are float64 on the CPU and have to be asked
+    for on every rank."""
 
     def __init__(self, channels: int) -> None:
         self._sums = torch.zeros(3, channels, dtype=torch.float64)  # count, x, x^2

@@ -11,6 +11,7 @@ from vqgen.contracts import FeatureSpec, Tokenizer
 from vqgen.metrics.latents import LatentStatistics
 
 IMAGES = 2048  # measured on so many training images, evenly spaced, or on all if there are fewer
+CHECKED = 512  # images of the check
 LARGEST_MEAN, LARGEST_FACTOR = 0.5, 2.0  # beyond: not the latents that priors are made for
 
 
@@ -22,16 +23,19 @@ def measure(
 
     data    has train, in_order(set) and on_after_batch_transfer, as data.images.ImageData has
     images  at most so many of the training set
+    device  where to encode; the tokenizer goes back to where it was
     The same on every rank."""
     spec = tokenizer.spec
     assert isinstance(spec, FeatureSpec), "tokens have no mean"
-    statistics = LatentStatistics(spec.channels)
+    statistics, home = LatentStatistics(spec.channels), next(tokenizer.parameters()).device
+    tokenizer.to(device)
     chosen = np.linspace(0, len(data.train) - 1, min(images, len(data.train))).round().astype(int)
     for batch in data.in_order(Subset(data.train, chosen.tolist())):
         batch = {name: value.to(device) for name, value in batch.items()}
         pixels = data.on_after_batch_transfer(batch, 0)["images"]
         with torch.autocast(pixels.device.type, enabled=False):
             statistics.update(tokenizer.encode(pixels))
+    tokenizer.to(home)
     return statistics
 
 
@@ -66,7 +70,7 @@ def check(tokenizer: Tokenizer, data: Any, device: torch.device | str = "cpu") -
     weak or too strong for them."""
     if tokenizer.standardizer is None:
         return {}
-    found = gauges(measure(tokenizer, data, device))
+    found = gauges(measure(tokenizer, data, device, CHECKED))
     mean, low, high = found.values()
     if mean > LARGEST_MEAN or low < 1 / LARGEST_FACTOR or high > LARGEST_FACTOR:
         raise ValueError(
