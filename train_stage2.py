@@ -8,11 +8,11 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, checkpoint, cli, finetune, pipeline, runs
+from vqgen import build, checkpoint, cli, features, finetune, pipeline, runs
 from vqgen.data import cache
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
-from vqgen.training import devices, launch, plan
+from vqgen.training import devices, latents, launch, plan
 from vqgen.training.stage2 import Stage2
 
 
@@ -30,7 +30,9 @@ def main(config: DictConfig) -> int:
         words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))
     settings["tokenizer"] = str(export)
-    tokenizer, _, fingerprint = pipeline.load_tokenizer(export)
+    wrap = settings["as_features"] and not resumed  # a resumed run has the wrapped one already
+    source = resumed / "tokenizer" if resumed and settings["as_features"] else export
+    tokenizer, _, fingerprint = (features.load if wrap else pipeline.load_tokenizer)(source)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
     if tuple(data.image_size) != tuple(tokenizer.image_size):
@@ -39,24 +41,31 @@ def main(config: DictConfig) -> int:
             f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
             f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
         )
-    latents = data.latents(tokenizer, fingerprint)
+    batches = data.latents(tokenizer, fingerprint)
     start = finetune.begin_prior(settings, cli.typed_overrides(), tokenizer, data.num_classes)
     prior, settings["prior"] = start.model, start.settings
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
+    device = build.device("auto")
+    if wrap:
+        latents.standardize_(tokenizer, data, device)
+    measured = latents.check(tokenizer, data, device)
     distance = small.measure(data, settings["small_fd"])
     words = [
         *(word for word in words if not word.startswith("tokenizer=")),
         f"tokenizer='{export}'",
     ]
     run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
-    latents.samples_seen = run.counters.samples
+    if wrap:
+        source = run.folder / "tokenizer"
+        fingerprint = features.save(source, tokenizer, export)
+    batches.samples_seen = run.counters.samples
     module = Stage2(
         prior,
         launch.recipe(settings["train"]),
         image_size=tokenizer.image_size,
         preview=partial(pipeline.preview, tokenizer, tuple(data.class_names), settings["preview"]),
-        tokenizer=export,
+        tokenizer=source,
         architecture=start.architecture,
         facts={
             "class_names": list(data.class_names),
@@ -70,12 +79,12 @@ def main(config: DictConfig) -> int:
             distance.of_prior, tokenizer=tokenizer, guidance=settings["preview"]["guidance"]
         ),
     )
-    derived = {"run": str(run.folder), "tokenizer": str(export), **data.describe()}
+    derived = {"run": str(run.folder), "tokenizer": str(export), **measured, **data.describe()}
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
     precision = build.precision(settings)
-    return launch.train(module, latents, run, settings, boards=boards, precision=precision)
+    return launch.train(module, batches, run, settings, boards=boards, precision=precision)
 
 
 def show_plan(settings: dict) -> int:
@@ -97,11 +106,12 @@ def find_tokenizer(settings: dict) -> Path:
     read (and that made the cache, for data=cache)."""
     if settings["tokenizer"] == "auto" and settings["init"]:
         return finetune.find(settings["init"], "tokenizer")
+    wrap = settings["as_features"]
     wanted = cache.made_by(settings["data"])
     return runs.stage1_export(
         settings["tokenizer"],
         Path(settings["run"]["root"]),
-        refusal=partial(pipeline.refusal, settings["prior"], fingerprint=wanted),
+        refusal=partial(pipeline.refusal, settings["prior"], fingerprint=wanted, as_features=wrap),
         command="python train_stage1.py (what the prior needs is said above), or tokenizer=PATH",
     )
 

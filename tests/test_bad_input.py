@@ -43,6 +43,9 @@ ARCHITECTURE = {
         "codebook": {"_target_": "vqgen.tokenizers.codebook.Codebook", "size": 32, "dim": 8},
     },
 }
+KL_ARCHITECTURE = ARCHITECTURE | {
+    "bottleneck": {"_target_": "vqgen.tokenizers.gaussian.GaussianBottleneck", "channels": 4}
+}
 PRIOR = {"_target_": "vqgen.priors.llamagen.LlamaGen", "width": 32, "depth": 2, "heads": 2}
 
 
@@ -82,15 +85,15 @@ def folder_of_pictures(root: Path, count: int = 8) -> Path:
     return root
 
 
-def stage1_run(root: Path, name: str = "20260101_000000_tiny") -> Path:
-    """A finished stage-1 run of the tiny tokenizer."""
+def stage1_run(root: Path, name: str = "20260101_000000_tiny", *, kl: bool = False) -> Path:
+    """A finished stage-1 run of the tiny tokenizer, of tokens or (never standardized) KL."""
     run = root / "stage1" / name
     facts = {"class_names": ["a", "b", "c"]}
     checkpoint.save_model(
         run / "tokenizer",
-        tiny.tokenizer(),
+        tiny.kl() if kl else tiny.tokenizer(),
         kind="tokenizer",
-        architecture=ARCHITECTURE,
+        architecture=KL_ARCHITECTURE if kl else ARCHITECTURE,
         facts=facts,
     )
     return run
@@ -396,6 +399,62 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "train_stage1",
         ["plan=true", "trainer.devices=3", "trainer.accelerator=cpu", "train.global_batch=16"],
         "train.global_batch=18",
+    ),
+    (
+        "trains a continuous prior on tokens",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=flow", "data.size=[16,24]", "logger=files"],
+        "as_features=true",
+    ),
+    (
+        "gave a prior over tokens a path",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["path=vp", "data.size=[16,24]", "logger=files"],
+        "no setting 'path'",
+    ),
+    (
+        "trains a flow on tokens",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=flow", "data.size=[16,24]"],
+        "type as_features=true",
+    ),
+    (
+        "trains LlamaGen on continuous latents",
+        lambda p: stage1_run(p / "runs", kl=True),
+        "train_stage2",
+        ["tokenizer=runs/stage1/20260101_000000_tiny", "data.size=[16,24]"],
+        "type prior=flow, or train a single-scale tokenizer",
+    ),
+    (
+        "trains LlamaGen on features",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["as_features=true", "data.size=[16,24]"],
+        "needs tokens, got continuous features of 8 x 2 x 3; type prior=flow",
+    ),
+    (
+        "wants features of continuous latents",
+        lambda p: stage1_run(p / "runs", kl=True),
+        "train_stage2",
+        ["prior=flow", "as_features=true", "data.size=[16,24]"],
+        "leave as_features out",
+    ),
+    (
+        "has latents that were standardized on other images",
+        lambda p: stage1_run(p / "runs", kl=True),
+        "train_stage2",
+        ["prior=flow_tiny", "data.size=[16,24]"],
+        "near zero mean and unit variance",
+    ),
+    (
+        "misspelt what latents are",
+        lambda p: None,
+        "train_stage1",
+        ["tokenizer=kl", "tokenizer.bottleneck.latents=mode", *QUICK],
+        "tokenizer.bottleneck.latents=mean",
     ),
     ("samples without a run", lambda p: None, "sample", [], "python train_stage2.py"),
     (

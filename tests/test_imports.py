@@ -32,7 +32,10 @@ ALLOWED = {
     },
     "build": {"contracts"},
     "cli": {"build"},
-    "pipeline": {"contracts", "build", "checkpoint", "editing", "pictures", "sampling"},
+    "pipeline": {
+        *("contracts", "build", "checkpoint", "editing", "features", "pictures", "sampling"),
+    },
+    "features": {"contracts", "build", "checkpoint"},
     "finetune": {"contracts", "build", "checkpoint"},
     "importing": {"contracts", "build", "checkpoint", "nn"},
     "text": {"contracts", "checkpoint"},

@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from vqgen import build
-from vqgen.contracts import Bottleneck, Tokenizer
+from vqgen.contracts import Bottleneck, Prior, Tokenizer
 from vqgen.data.images import ImageData
 from vqgen.data.store import ImageSet, Kept
 from vqgen.losses.gan import PatchGAN
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.nn.autoencoder import Decoder, Encoder
+from vqgen.nn.dit import DiT
 from vqgen.priors.absorbing import Absorbing
 from vqgen.priors.llamagen import LlamaGen
 from vqgen.priors.var import VAR
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.codebook import Codebook
+from vqgen.tokenizers.features import AsFeatures
+from vqgen.tokenizers.gaussian import GaussianBottleneck
 from vqgen.tokenizers.multiscale import MultiScaleQuantizer
 from vqgen.tokenizers.vq import VectorQuantizer
 from vqgen.training.module import Budget, Recipe
@@ -41,6 +44,12 @@ def multiscale(update: str = "learned", **more: Any) -> Autoencoder:
     torch.manual_seed(0)
     options: dict[str, Any] = {"scales": [1, [1, 2], [2, 3]], **more}
     return autoencoder(MultiScaleQuantizer(codebook=codebook(update), **options))
+
+
+def kl(**more: Any) -> Autoencoder:
+    """The same around Gaussian posteriors: 2 x 3 positions of 4 numbers."""
+    torch.manual_seed(0)
+    return autoencoder(GaussianBottleneck(channels=4, **more))
 
 
 def codebook(update: Any) -> Codebook:
@@ -85,6 +94,8 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "vq-ema": lambda: tokenizer("ema"),
     "var-learned": lambda: multiscale("learned"),
     "var-ema-own": lambda: multiscale("ema", own_codebooks=True),
+    "kl": lambda: kl(),
+    "vq-as-features": lambda: AsFeatures(tokenizer=tokenizer("ema")),
 }
 
 
@@ -106,6 +117,13 @@ def absorbing_for(spec: Any, num_classes: int = 3) -> Absorbing:
     """A bidirectional transformer of two layers over such tokens, with dropout."""
     torch.manual_seed(1)
     return Absorbing(spec, width=32, depth=2, heads=2, num_classes=num_classes)
+
+
+def continuous(family: Any, tokenizer: Tokenizer, num_classes: int = 3) -> Prior:
+    """A flow or diffusion prior of two layers over such latents."""
+    torch.manual_seed(1)
+    network = partial(DiT, width=32, depth=2, heads=2, patch=1)
+    return family(tokenizer.spec, network=network, num_classes=num_classes)
 
 
 def prior(num_classes: int = 3) -> LlamaGen:

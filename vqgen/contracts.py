@@ -59,6 +59,43 @@ class FeatureSpec:
 LatentSpec = TokenSpec | FeatureSpec
 
 
+@final
+class Standardize(nn.Module):
+    """(x - mean) / deviation per channel: how continuous latents get zero mean and unit variance.
+
+    Both buffers [channels] are measured on training images when a tokenizer is exported, and saved
+    with it; until then they change nothing. `encode` applies it, `decode` undoes it."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x Float [batch, channels, h, w] -> standardized."""
+        return (x - self.mean[:, None, None]) / self.deviation[:, None, None]
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The inverse of `forward`."""
+        return x * self.deviation[:, None, None] + self.mean[:, None, None]
+
+    def refine_(self, mean: Tensor, deviation: Tensor) -> None:
+        """Latents that had this mean and deviation [channels] have 0 and 1 from now on.
+
+        A channel that never changes (deviation 0) keeps its scale."""
+        mean, deviation = mean.to(self.mean), deviation.to(self.mean)
+        self.mean.add_(self.deviation * mean)
+        self.deviation.mul_(deviation.where(deviation > 0, 1.0))
+
+    def reset_(self) -> None:
+        """Change nothing again."""
+        self.mean.zero_()
+        self.deviation.fill_(1.0)
+
+
 @dataclass(frozen=True)
 class Condition:
     """What each image of a batch should show: nothing, a class, or a text.
@@ -187,6 +224,11 @@ class Bottleneck(nn.Module, ABC):
         bottleneck."""
         return None
 
+    @property
+    def standardizer(self) -> Standardize | None:
+        """What `encode` applies last and `embed` undoes first; None for tokens."""
+        return None
+
     @abstractmethod
     def forward(self, hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """hidden [batch, in_channels, h, w] -> (quantized [batch, out_channels, h, w], weighted
@@ -198,11 +240,15 @@ class Bottleneck(nn.Module, ABC):
     @abstractmethod
     def after_step(self) -> dict[str, float]:
         """Called on every rank after each generator step (EMA codebooks, dead-code revival);
-        returns gauges."""
+        returns gauges of this step."""
 
     @abstractmethod
     def encode(self, hidden: Tensor) -> Tensor:
         """hidden [batch, in_channels, h, w] -> latents, as `spec((h, w))` says."""
+
+    def moments(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """hidden -> (mean, deviation) of the latents that `encode` gives; None: not random."""
+        return self.encode(hidden), None
 
     @abstractmethod
     def embed(self, latents: Tensor, size: Size) -> Tensor:
@@ -217,6 +263,11 @@ class Tokenizer(nn.Module, ABC):
     spec: LatentSpec
     image_size: Size
     pyramid: Pyramid | None = None  # of a multi-scale tokenizer
+
+    @property
+    def standardizer(self) -> Standardize | None:
+        """What `encode` applies last and `decode` undoes first; None for tokens."""
+        return None
 
     @property
     @abstractmethod

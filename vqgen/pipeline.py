@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vqgen import build, checkpoint, editing, pictures
+from vqgen import build, checkpoint, editing, features, pictures
 from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer, TokenSpec
 from vqgen.sampling import guidance as guidances
 
@@ -305,11 +305,18 @@ def _count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | N
     return total
 
 
-def refusal(prior: dict[str, Any], export: Path, fingerprint: str | None = None) -> str | None:
+def refusal(
+    prior: dict[str, Any],
+    export: Path,
+    *,
+    fingerprint: str | None = None,
+    as_features: bool = False,
+) -> str | None:
     """Why the prior of this config node cannot read the latents of a tokenizer export, or that it
     is not the one of this fingerprint; None if it can."""
+    load = features.load if as_features else load_tokenizer
     try:
-        tokenizer, _, mark = load_tokenizer(export)
+        tokenizer, _, mark = load(export)
         if fingerprint is not None and mark != fingerprint:
             return f"its tokenizer ({mark}) is not the one that made the cache ({fingerprint})"
         build.check_pair(prior, tokenizer.spec)

@@ -1,4 +1,5 @@
-"""Two processes: adaptive weight, LeCam, ActNorm and code usage are those of the global batch."""
+"""Two processes: adaptive weight, LeCam, ActNorm, code usage and latent statistics are those of the
+global batch."""
 
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vqgen.losses.adversarial import LeCam, adaptive_weight
 from vqgen.losses.discriminator import ActNorm
 from vqgen.metrics.codebook import CodeUsage
+from vqgen.metrics.latents import LatentStatistics
 
 
 def measure(x: Tensor) -> dict[str, Tensor]:
@@ -20,11 +22,14 @@ def measure(x: Tensor) -> dict[str, Tensor]:
     norm(x)
     lecam.update(x, -2 * x)
     usage.update(x.abs().flatten().clamp(max=9).long())
+    latents = LatentStatistics(2)
+    latents.update(x)
     last_layer = nn.Parameter(torch.ones(2, 1, 1))
     ratio = adaptive_weight(
         (x * last_layer).sin().mean(), (x * last_layer).square().mean(), last_layer, 1e4
     )
     numbers = {"ratio": ratio, "used": torch.tensor(usage.usage()), "counts": usage.counts}
+    numbers |= {"latent_mean": latents.mean, "latent_deviation": latents.deviation}
     return {**norm.state_dict(), **lecam.state_dict(), **numbers}
 
 

@@ -46,6 +46,7 @@ def stage2(folder: Path, steps: int, classes: int = 3, accumulate: int = 1) -> t
 STAGES = {
     "learned": lambda folder, steps: stage1(folder, steps),
     "ema": lambda folder, steps: stage1(folder, steps, update="ema"),
+    "kl": lambda folder, steps: stage1(folder, steps, tokenizer=tiny.kl()),
     "accumulated": lambda folder, steps: stage1(folder, steps, accumulate=2),
     "pyramid": lambda folder, steps: stage1(
         folder, steps, tokenizer=tiny.multiscale("ema", own_codebooks=True, scale_dropout=0.5)

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vqgen.contracts import Bottleneck, Pyramid, Reconstruction, Tokenizer
+from vqgen.contracts import Bottleneck, Pyramid, Reconstruction, Standardize, Tokenizer
 
 
 class Autoencoder(Tokenizer):
@@ -50,24 +50,32 @@ class Autoencoder(Tokenizer):
         return self.bottleneck.pyramid(self.latent_size)
 
     @property
+    def standardizer(self) -> Standardize | None:
+        return self.bottleneck.standardizer
+
+    @property
     def last_layer(self) -> nn.Parameter:
         return cast(Any, self.decoder).conv_out.weight
 
     def forward(self, images: Tensor) -> Reconstruction:
-        quantized, losses = self.bottleneck(self._hidden(images))
+        quantized, losses = self.bottleneck(self.hidden(images))
         return Reconstruction(self.decoder(self.post_quant_conv(quantized)), losses)
 
     def after_step(self) -> dict[str, float]:
         return self.bottleneck.after_step()
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.bottleneck.encode(self._hidden(images))
+        return self.bottleneck.encode(self.hidden(images))
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.bottleneck.moments(self.hidden(images))
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(self.bottleneck.embed(latents, self.latent_size)))
 
-    def _hidden(self, images: Tensor) -> Tensor:
-        """images -> what the bottleneck reads, [batch, in_channels, h, w]."""
+    def hidden(self, images: Tensor) -> Tensor:
+        """images [batch, 3, H, W] in [-1, 1] -> what the bottleneck reads, [batch, in_channels,
+        h, w]. Raises ValueError for other images."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
                 "wanted float images [batch, 3, H, W] in [-1, 1], got "

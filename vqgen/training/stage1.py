@@ -13,6 +13,7 @@ from vqgen.contracts import Tokenizer, TokenSpec
 from vqgen.losses.stage1 import Stage1Loss
 from vqgen.metrics.codebook import CodeUsage, ScaleUsage
 from vqgen.metrics.reconstruction import psnr, ssim
+from vqgen.training import latents
 from vqgen.training.module import Recipe, TrainingModule
 from vqgen.training.optimizer import adamw
 
@@ -52,7 +53,10 @@ class Stage1(TrainingModule[Tokenizer]):
             if isinstance(spec, TokenSpec) and len(spec.scales) > 1
             else None
         )
-        self._gauges: dict[str, float] = {}
+        self._gauges: dict[str, list[float]] = {}  # of the steps since the last log line
+        self._latents: dict[
+            str, float
+        ] = {}  # gauges of continuous latents, standardized for export
         self._sums: dict[str, Tensor] = {}
         self._shown: tuple[Tensor, Tensor] | None = None
 
@@ -91,18 +95,19 @@ class Stage1(TrainingModule[Tokenizer]):
             parameters = self.loss.discriminator_parameters()
             norms["norm/discriminator"] = self.finish_step(discriminator[0], parameters)
         for name, value in self.model.after_step().items():
-            self._gauges[name] = self._gauges.get(name, 0.0) + value
+            self._gauges.setdefault(name, []).append(value)
         self.count_step()
         if self.is_log_step:
             self.log_step(parts, norms, rate)
 
     def log_step(self, parts: dict[str, Tensor], norms: dict[str, Tensor], rate: float) -> None:
-        """Log losses (train/), GAN gauges (gan/), gradient norms and codebook events of the last
-        steps."""
+        """Log losses (train/), GAN gauges (gan/), gradient norms, and the tokenizer's gauges as
+        their mean per step since the last log line."""
         parts = self.over_ranks(parts)
         named = {name if "/" in name else f"train/{name}": value for name, value in parts.items()}
         named |= {f"train/{name.replace('/', '_')}": value for name, value in norms.items()}
-        self.record({**named, **self._gauges, "train/lr": rate})
+        gauges = {name: sum(values) / len(values) for name, values in self._gauges.items()}
+        self.record({**named, **gauges, "train/lr": rate})
         self._gauges = {}
         real, fake = named.get("gan/logits_real"), named.get("gan/logits_fake")
         if real is not None and fake is not None and float(real - fake) > self.winning_gap:
@@ -116,6 +121,8 @@ class Stage1(TrainingModule[Tokenizer]):
 
     def on_validation_epoch_start(self) -> None:
         self._sums, self._shown = {}, None
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._latents = latents.standardize_(self.average.model, data, self.device)
         if self.usage is not None:
             self.usage.reset()
         if self.scale_usage is not None:
@@ -124,15 +131,15 @@ class Stage1(TrainingModule[Tokenizer]):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images, tokenizer = batch["images"], self.average.model
         with torch.autocast(images.device.type, enabled=False):
-            latents = tokenizer.encode(images)
-            decoded = tokenizer.decode(latents).clamp(-1, 1)
+            codes = tokenizer.encode(images)
+            decoded = tokenizer.decode(codes).clamp(-1, 1)
         numbers = {"psnr": psnr(decoded, images), "ssim": ssim(decoded, images)}
         if self.loss.perceptual is not None:
             numbers["lpips"] = self.loss.perceptual(decoded, images)
         if self.usage is not None:
-            self.usage.update(latents)
+            self.usage.update(codes)
         if self.scale_usage is not None:
-            self.scale_usage.update(latents)
+            self.scale_usage.update(codes)
         for name, values in numbers.items():
             sums = torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
             self._sums[name] = self._sums.get(name, 0) + sums
@@ -144,6 +151,7 @@ class Stage1(TrainingModule[Tokenizer]):
         for name, sums in self._sums.items():
             total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
             numbers[f"val/{name}"] = float(total / count)
+        numbers |= self._latents
         if self.usage is not None:
             numbers["codebook/usage"] = self.usage.usage()
             numbers["codebook/perplexity"] = self.usage.perplexity()
@@ -171,6 +179,8 @@ class Stage1(TrainingModule[Tokenizer]):
             self.export("tokenizer")
             if self.is_best(self.small_fd, self.average.model):
                 self.export("best")
+        if self.average.model.standardizer is not None:  # training is the same without validation
+            self.average.model.standardizer.reset_()
 
     def _scale_numbers(self) -> dict[str, float]:
         """What each scale of a pyramid uses, printed; nothing for tokens of one scale."""

@@ -103,16 +103,20 @@ class Stage2(TrainingModule[Prior]):
             total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
             parts[name] = total / count
         bits, spec, kind = sum(parts.values()), self.model.spec, self.model.likelihood
-        numbers = {"val/bits_per_dimension": float(bits_per_dimension(bits, self.image_size))}
         if isinstance(spec, TokenSpec):
             uniform = uniform_bits(spec)
-            numbers |= {
+            numbers = {
+                "val/bits_per_dimension": float(bits_per_dimension(bits, self.image_size)),
                 "val/bits_per_token": float(bits_per_token(bits, spec.length)),
                 "val/bits_per_token_uniform": uniform / spec.length,
                 "val/bits_per_dimension_uniform": float(
                     bits_per_dimension(uniform, self.image_size)
                 ),
             }
+        else:  # bits of a density: pixels have no part in them, and they may be negative
+            kind = f"density {kind}"
+            size = spec.channels * spec.height * spec.width
+            numbers = {"val/bits_per_latent_dimension": float(bits / size)}
         if len(parts) > 1:
             numbers |= {f"val/bits/{name}": float(value) for name, value in parts.items()}
         self.record(numbers)

@@ -1,0 +1,33 @@
+"""as_features=true: the export of a tokenizer of tokens, wrapped so that its latents are
+continuous."""
+
+from pathlib import Path
+from typing import Any
+
+from vqgen import build, checkpoint
+from vqgen.contracts import Tokenizer
+
+TARGET = "vqgen.tokenizers.features.AsFeatures"
+
+
+def load(export: Path) -> tuple[Tokenizer, dict[str, Any], str]:
+    """(wrapped tokenizer in eval mode, not yet standardized; facts and fingerprint of `export`).
+
+    Raises ValueError if its latents are continuous already."""
+    saved = checkpoint.read_model(export, "tokenizer")
+    wrapped = build.model({"_target_": TARGET, "tokenizer": saved.architecture})
+    checkpoint.load_strict(wrapped.tokenizer, saved.tensors, str(export))
+    return wrapped.eval().requires_grad_(False), saved.facts, saved.fingerprint
+
+
+def save(folder: Path, tokenizer: Tokenizer, export: Path) -> str:
+    """Write the wrapped and standardized tokenizer of `export` as an export of its own; returns its
+    fingerprint."""
+    header = checkpoint.read_header(export)
+    return checkpoint.save_model(
+        folder,
+        tokenizer,
+        kind="tokenizer",
+        architecture={"_target_": TARGET, "tokenizer": header["architecture"]},
+        facts=header["facts"],
+    )

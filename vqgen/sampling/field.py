@@ -1,0 +1,48 @@
+"""What a solver asks for, out of a network's prediction: velocity, data and noise, score."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from vqgen.sampling.paths import GaussianPath, Kind
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # (x [batch, ...], t 0-dim or [batch]) -> like x
+
+
+class Field:
+    """A path with a function that predicts one kind of thing on it."""
+
+    def __init__(self, path: GaussianPath, kind: Kind, predict: Predict) -> None:
+        self.path = path
+        self.kind: Kind = kind
+        self._predict = predict
+        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """dx/dt of the probability flow at x_t, of x's shape."""
+        return self.path.convert(self._ask(x, t), x, t, self.kind, "velocity")
+
+    def split(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimates of (data x_1, noise e) at x_t, each of x's shape."""
+        return self.path.split(self.kind, self._ask(x, t), x, t)
+
+    def velocity_and_score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both from one evaluation."""
+        value = self._ask(x, t)
+        velocity = self.path.convert(value, x, t, self.kind, "velocity")
+        return velocity, self.path.convert(value, x, t, self.kind, "score")
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x), of x's shape."""
+        return self.path.convert(self._ask(x, t), x, t, self.kind, "score")
+
+    def estimate(self) -> Tensor:
+        """The clean data as estimated at the latest evaluation: what films show."""
+        assert self._latest is not None, "nothing was evaluated yet"
+        value, x, t = self._latest
+        return self.path.split(self.kind, value, x, t)[0]
+
+    def _ask(self, x: Tensor, t: Tensor) -> Tensor:
+        value = self._predict(x, t)
+        self._latest = (value, x, t)
+        return value
