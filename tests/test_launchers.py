@@ -47,6 +47,8 @@ def test_every_tokenizer_is_made(tokenizer: str, data: str) -> None:
 @pytest.mark.parametrize("prior", options("stage2", "prior"))
 def test_every_prior_is_made(prior: str, data: str) -> None:
     config = build.plain(compose("stage2", f"prior={prior}", f"data={data}"))
+    if "network" in config["prior"]:
+        config["prior"]["network"]["patch"] = 1  # the tiny latents are 2 x 3
     tokenizer = tiny.tokenizer_for(config["prior"])
     with torch.device("meta"):
         made = build.prior(config["prior"], tokenizer, num_classes=3)
