@@ -128,7 +128,7 @@ def test_what_is_no_image_and_no_token_is_refused(pipeline: Pipeline) -> None:
     keep = torch.ones_like(tokens, dtype=torch.bool)
     with pytest.raises(ValueError, match="keep as a bool tensor"):
         vqgen.Known(tokens, keep.float())
-    with pytest.raises(ValueError, match="known tokens under 32, got 32"):
+    with pytest.raises(ValueError, match="known tokens from 0 to 31, got 32 to 32"):
         pipeline.sample_latents(n=1, known=vqgen.Known(tokens + 32, keep))
     with pytest.raises(ValueError, match=r"images \[n, 3, H, W\], got \[3, 16, 24\]"):
         pipeline.reconstruct(tiny.images(1)[0])

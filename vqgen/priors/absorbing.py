@@ -19,6 +19,7 @@ from vqgen.contracts import (
     TokenSpec,
 )
 from vqgen.priors.bidirectional import Bidirectional
+from vqgen.priors.requests import check_guidance, check_request
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.discrete import Clock, Weight
 from vqgen.sampling.draws import Draws
@@ -185,15 +186,11 @@ class Absorbing(Prior):
 
         Raises ValueError if an argument does not suit this model or the batch."""
         self.net.condition.check(condition)
-        self._check_batch(condition, seeds, known)
+        check_request(self.spec, condition.batch, seeds, known)
         device, batch = self.net.rotary.device, condition.batch
         can_drop = self.net.condition.can_drop
         branches = Branches(batch, knobs.steps, guidance, has_null=can_drop)
-        if branches.guided and self.label_dropout == 0:
-            raise ValueError(
-                "guidance needs a prior that was trained with its condition withheld at times, got "
-                "label_dropout=0; type guidance=1, or train with prior.label_dropout=0.1"
-            )
+        check_guidance(branches, self.label_dropout)
         conditions = [condition, condition.null()] if branches.guided else [condition]
         tokens = torch.full((batch, self.spec.length), -1, device=device)
         if known is not None:
@@ -217,23 +214,4 @@ class Absorbing(Prior):
                 draws=Draws(seeds),
                 size=self.spec.scales[0],
                 on_step=on_step,
-            )
-
-    def _check_batch(self, condition: Condition, seeds: Sequence[int], known: Known | None) -> None:
-        if len(seeds) != condition.batch:
-            raise ValueError(
-                f"wanted one seed for each of {condition.batch} images, got {len(seeds)}"
-            )
-        if known is None:
-            return
-        if known.latents.shape != (condition.batch, self.spec.length):
-            raise ValueError(
-                f"wanted known tokens of shape {[condition.batch, self.spec.length]}, got "
-                f"{list(known.latents.shape)}; encode the images with this prior's tokenizer"
-            )
-        given = known.latents[known.keep]
-        if bool(((given >= self.spec.vocab_size) | (given < 0)).any()):
-            raise ValueError(
-                f"wanted known tokens under {self.spec.vocab_size}, got {int(given.max())}; "
-                "encode with this prior's tokenizer"
             )

@@ -20,6 +20,7 @@ from vqgen.contracts import (
     TokenSpec,
 )
 from vqgen.priors.conditioning import condition_tokens
+from vqgen.priors.requests import check_guidance
 from vqgen.sampling import stochastic
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.draws import Draws
@@ -115,11 +116,7 @@ class Denoiser(nn.Module):
         times = grid(self.path, knobs.spacing, knobs.count, *self.span)
         null = self.condition.can_drop
         branches = Branches(condition.batch, len(times) - 1, guidance, has_null=null)
-        if branches.guided and self.label_dropout == 0:
-            raise ValueError(
-                "guidance needs a prior that was trained with its condition withheld at times, got "
-                "label_dropout=0; type guidance=1, or train with prior.label_dropout=0.1"
-            )
+        check_guidance(branches, self.label_dropout)
         both = [condition, condition.null()] if branches.guided else [condition]
         like = next(self.network.parameters())
         with torch.autocast(like.device.type, enabled=False):

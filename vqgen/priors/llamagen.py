@@ -25,6 +25,7 @@ from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import Block, swiglu_width
 from vqgen.priors.conditioning import causal_mask, condition_tokens
+from vqgen.priors.requests import check_guidance, check_request
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.logits import LogitKnobs
@@ -186,20 +187,7 @@ class LlamaGen(Prior):
 
         Raises ValueError if an argument does not suit this model or the batch."""
         self.condition.check(condition)
-        if len(seeds) != condition.batch:
-            raise ValueError(
-                f"wanted one seed for each of {condition.batch} images, got {len(seeds)}"
-            )
-        if known is not None and known.latents.shape != (condition.batch, self.spec.length):
-            raise ValueError(
-                f"wanted known tokens of shape {[condition.batch, self.spec.length]}, got "
-                f"{list(known.latents.shape)}; encode the images with this prior's tokenizer"
-            )
-        if known is not None and bool((known.latents[known.keep] >= self.spec.vocab_size).any()):
-            raise ValueError(
-                f"wanted known tokens under {self.spec.vocab_size}, got "
-                f"{int(known.latents[known.keep].max())}; encode with this prior's tokenizer"
-            )
+        check_request(self.spec, condition.batch, seeds, known)
         draws = Draws(seeds)
 
         def choose(logits: Tensor, step: int) -> Tensor:
@@ -221,7 +209,7 @@ class LlamaGen(Prior):
         total, device = self.spec.length, self.rotary.device
         branches = Branches(condition.batch, total, guidance, has_null=self.condition.can_drop)
         conditions = [condition, condition.null()] if branches.guided else [condition]
-        self._check_guidance(branches)
+        check_guidance(branches, self.label_dropout)
         tokens = torch.full((condition.batch, total), -1, device=device)
         with torch.autocast(device.type, enabled=False):
             x = branches.stack([self.condition(part) for part in conditions])
@@ -251,10 +239,3 @@ class LlamaGen(Prior):
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = block(x, rotary=self.rotary[start:stop], mask=mask, cache=layer)
         return self.head(self.norm(x[:, -1]))
-
-    def _check_guidance(self, branches: Branches) -> None:
-        if branches.guided and self.label_dropout == 0:
-            raise ValueError(
-                "guidance needs a prior that was trained with its condition withheld at times, got "
-                "label_dropout=0; type guidance=1, or train with prior.label_dropout=0.1"
-            )

@@ -1,8 +1,9 @@
-"""What a prior over tokens is asked to sample, checked before any work is done."""
+"""What a prior is asked to sample, checked before any work is done."""
 
 from collections.abc import Sequence
 
 from vqgen.contracts import Known, TokenSpec
+from vqgen.sampling.branches import Branches
 
 
 def check_request(spec: TokenSpec, batch: int, seeds: Sequence[int], known: Known | None) -> None:
@@ -21,4 +22,13 @@ def check_request(spec: TokenSpec, batch: int, seeds: Sequence[int], known: Know
         raise ValueError(
             f"wanted known tokens from 0 to {spec.vocab_size - 1}, got {int(given.min())} to "
             f"{int(given.max())}; encode with this prior's tokenizer"
+        )
+
+
+def check_guidance(branches: Branches, label_dropout: float) -> None:
+    """Raise a ValueError if guidance is on and the null condition was never trained."""
+    if branches.guided and label_dropout == 0:
+        raise ValueError(
+            "guidance needs a prior that was trained with its condition withheld at times, got "
+            "label_dropout=0; type guidance=1, or train with prior.label_dropout=0.1"
         )

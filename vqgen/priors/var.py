@@ -24,7 +24,7 @@ from vqgen.contracts import (
     TokenSpec,
 )
 from vqgen.priors.conditioning import condition_tokens
-from vqgen.priors.requests import check_request
+from vqgen.priors.requests import check_guidance, check_request
 from vqgen.priors.var_passes import CachedPasses
 from vqgen.priors.var_transformer import ScaleTransformer, weight_std
 from vqgen.sampling.branches import Branches, padded
@@ -219,7 +219,7 @@ class VAR(Prior):
         branches = Branches(
             condition.batch, total, guidance, has_null=self.condition.can_drop, late=True
         )
-        self._check_guidance(branches)
+        check_guidance(branches, self.label_dropout)
         conditions = [condition, condition.null()] if branches.guided else [condition]
         tokens = torch.full((condition.batch, self.spec.length), -1, device=device)
         with torch.autocast(device.type, enabled=False):
@@ -240,10 +240,3 @@ class VAR(Prior):
                 if on_step is not None:
                     on_step(scale + 1, total, tokens.clone())
         return tokens
-
-    def _check_guidance(self, branches: Branches) -> None:
-        if branches.guided and self.label_dropout == 0:
-            raise ValueError(
-                "guidance needs a prior that was trained with its condition withheld at times, got "
-                "label_dropout=0; type guidance=1, or train with prior.label_dropout=0.1"
-            )
