@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests import tiny
 from vqgen import checkpoint
 from vqgen.data import extract
 
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "_target_": "vqgen.tokenizers.autoencoder.Autoencoder",
     "image_size": list(tiny.SIZE),
     "z_channels": 32,
@@ -44,7 +45,9 @@ ARCHITECTURE = {
     },
 }
 KL_ARCHITECTURE = ARCHITECTURE | {
-    "bottleneck": {"_target_": "vqgen.tokenizers.gaussian.GaussianBottleneck", "channels": 4}
+    "encoder": {**ARCHITECTURE["encoder"], "multipliers": [1]},
+    "decoder": {**ARCHITECTURE["decoder"], "multipliers": [1]},
+    "bottleneck": {"_target_": "vqgen.tokenizers.gaussian.GaussianBottleneck", "channels": 4},
 }
 PRIOR = {"_target_": "vqgen.priors.llamagen.LlamaGen", "width": 32, "depth": 2, "heads": 2}
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -55,5 +54,5 @@ def test_a_flow_over_the_features_of_tokens(tmp_path: Path, monkeypatch, capsys)
     assert typed("train_stage2", again, monkeypatch) == 0
     assert (run / "tokenizer" / "model.safetensors").read_bytes() == before
     assert pipeline.load(run).facts["steps"] == 3
-    assert typed("sample", ["n=1", "classes=[0,1]"], monkeypatch) == 0
-    assert np.load(tmp_path / "samples.npz")["arr_0"].shape == (2, 16, 24, 3)
+    images = pipeline.load(run).sample([0, 1], seeds=[0, 1], steps=2)
+    assert images.shape == (2, 3, 16, 24) and images.dtype == torch.uint8

@@ -47,9 +47,9 @@ def multiscale(update: str = "learned", **more: Any) -> Autoencoder:
 
 
 def kl(**more: Any) -> Autoencoder:
-    """The same around Gaussian posteriors: 2 x 3 positions of 4 numbers."""
+    """Factor 4 around Gaussian posteriors: 4 x 6 positions of 4 numbers."""
     torch.manual_seed(0)
-    return autoencoder(GaussianBottleneck(channels=4, **more))
+    return autoencoder(GaussianBottleneck(channels=4, **more), multipliers=(1,))
 
 
 def codebook(update: Any) -> Codebook:
@@ -57,9 +57,13 @@ def codebook(update: Any) -> Codebook:
     return Codebook(size=CODES, dim=8, update=update)
 
 
-def autoencoder(bottleneck: Bottleneck, image_size: tuple[int, int] = SIZE) -> Autoencoder:
+def autoencoder(
+    bottleneck: Bottleneck,
+    image_size: tuple[int, int] = SIZE,
+    multipliers: tuple[int, ...] = (1, 1),
+) -> Autoencoder:
     """A small convolutional autoencoder of factor 8."""
-    shape: dict[str, Any] = {"channels": 32, "multipliers": (1, 1), "blocks": 1, "patch": 4}
+    shape: dict[str, Any] = {"channels": 32, "multipliers": multipliers, "blocks": 1, "patch": 4}
     return Autoencoder(
         image_size=image_size,
         encoder=partial(Encoder, **shape, attention_levels=()),

@@ -99,7 +99,7 @@ def test_gauges_say_the_kl_of_the_step() -> None:
 def test_spec_is_never_square_only() -> None:
     model: Bottleneck = GaussianBottleneck(channels=5)
     assert model.spec((2, 3)) == FeatureSpec(5, 2, 3)
-    assert tiny.kl().spec == FeatureSpec(4, 2, 3)
+    assert tiny.kl().spec == FeatureSpec(4, 4, 6)
 
 
 @pytest.mark.parametrize(
