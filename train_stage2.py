@@ -47,9 +47,15 @@ def main(config: DictConfig) -> int:
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
     device = build.device("auto")
+    has_images = "size" in settings["data"]  # a cache has none, and was made by this tokenizer
+    if not has_images and (settings["as_features"] or settings["small_fd"]["samples"]):
+        raise ValueError(
+            "as_features=true and small_fd.samples need images, and data=cache holds latents; "
+            "leave them out, or type data=emoji, data=folder ..."
+        )
     if wrap:
         latents.standardize_(tokenizer, data, device)
-    measured = latents.check(tokenizer, data, device)
+    measured = latents.check(tokenizer, data, device) if has_images else {}
     distance = small.measure(data, settings["small_fd"])
     words = [
         *(word for word in words if not word.startswith("tokenizer=")),
