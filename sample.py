@@ -29,7 +29,9 @@ def main(config: DictConfig) -> None:
         **knobs_of(settings),
     }
     options["on_step"] = Progress(total, settings["batch"])
-    edited = None
+    edited, unused = None, [name for name in ("image", "mask", "box") if settings[name] is not None]
+    if unused and settings["edit"] is None:
+        raise ValueError(f"{unused[0]}= is for edits: type edit=inpaint or edit=outpaint with it")
     if settings["edit"] is not None:
         edited = editing.asked(settings, loaded.tokenizer.image_size)
         options["known"] = loaded.known(*(part.expand(total, *part.shape) for part in edited))

@@ -602,7 +602,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: stage2_run(p / "runs"),
         "sample",
         ["edit=inpaint", "box=[0,0,1,0.5]"],
-        "needs image=PATH and one of mask=PATH and box=",
+        "needs image=PATH and exactly one of mask=PATH and box=",
     ),
     (
         "edits a picture that is not there",
@@ -631,6 +631,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "sample",
         ["edit=inpant", "image=a.png", "box=[0,0,1,1]"],
         "edit=inpaint or edit=outpaint, got edit=inpant",
+    ),
+    (
+        "gave a picture and forgot the edit",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["image=a.png", "box=[0,0,1,1]"],
+        "type edit=inpaint or edit=outpaint",
     ),
     (
         "films with no frame",

@@ -34,7 +34,12 @@ def test_box_and_mask_say_the_same(tmp_path: Path) -> None:
     assert int(box.sum()) == 4 * 6 and bool(box[2:6, :6].all())
     big = box.repeat_interleave(5, 0).repeat_interleave(5, 1)
     Image.fromarray((big.numpy() * 255).astype(np.uint8)).save(tmp_path / "mask.png")
-    assert torch.equal(editing.read_mask(tmp_path / "mask.png", (8, 12)), box)
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.png")
+    mask = editing.read_mask(tmp_path / "mask.png", (8, 12), image=tmp_path / "photo.png")
+    assert torch.equal(mask, box)
+    Image.new("RGB", (60, 41)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"60 x 41 pixels .*got 60 x 40"):
+        editing.read_mask(tmp_path / "mask.png", (8, 12), image=tmp_path / "photo.png")
 
 
 @pytest.mark.parametrize("box", [[0, 0, 1], "abcd", [0, 0, 0, 1], [0.5, 0, 0.2, 1], [0, 0, 1, 2]])

@@ -113,7 +113,7 @@ def test_an_edit_changes_what_is_painted_only(pipeline: Pipeline) -> None:
         ({"labels": [0, 1], "seeds": [1]}, "must agree on the number of images"),
         ({"n": 0}, "at least one image"),
         ({"n": 1, "batch": 0}, "batch of at least 1"),
-        ({"n": 1, "steps": 5}, "has no knob 'steps'; it has temperature"),
+        ({"n": 1, "steps": 5}, "has no knob 'steps'.*it has temperature"),
         ({"n": 1, "temperature": "hot"}, "temperature wants a number like 1.0, got 'hot'"),
         ({"labels": ["d"]}, "0 a, 1 b, 2 c"),
     ],

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from vqgen.contracts import LatentSpec, Size, TokenSpec
-from vqgen.data.decode import UnreadableImage, decode, open_image, to_rgb
+from vqgen.data.decode import UnreadableImage, decode, open_image
 
 MOSTLY = 0.5  # share of a coarse cell that has to be painted before its token is given up
 
@@ -29,12 +27,15 @@ def asked(settings: dict[str, Any], size: Size) -> tuple[Tensor, Tensor]:
         raise ValueError(f"wanted edit=inpaint or edit=outpaint, got edit={mode}")
     if settings["image"] is None or (settings["mask"] is None) == (settings["box"] is None):
         raise ValueError(
-            f"edit={mode} needs image=PATH and one of mask=PATH and box=[top,left,bottom,right], "
+            f"edit={mode} needs image=PATH and exactly one of mask=PATH and "
+            "box=[top,left,bottom,right], "
             f"got image={settings['image']}, mask={settings['mask']}, box={settings['box']}"
         )
     image = read_image(settings["image"], size)
-    inside = settings["mask"] is not None
-    paint = read_mask(settings["mask"], size) if inside else box_mask(settings["box"], size)
+    if settings["mask"] is not None:
+        paint = read_mask(settings["mask"], size, image=settings["image"])
+    else:
+        paint = box_mask(settings["box"], size)
     return image, _something(~paint, f"edit={mode}") if mode == "outpaint" else paint
 
 
@@ -66,16 +67,24 @@ def read_image(path: str | Path, size: Size) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_mask(path: str | Path, size: Size) -> Tensor:
-    """A picture of the mask -> Bool [H, W], True where it is white; stretched to `size`.
+def read_mask(path: str | Path, size: Size, *, image: str | Path) -> Tensor:
+    """A picture of the mask for the picture `image` -> Bool [H, W], True where it is white; resized
+    and cut like that picture.
 
-    Raises ValueError as `read_image`, and for a mask that is all black."""
+    Raises ValueError as `read_image`, for a mask of another size than its picture, and for one that
+    is all black."""
     try:
-        with open_image(str(path)) as image:
-            grey = to_rgb(image).convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
+        with open_image(str(path)) as mask, open_image(str(image)) as picture:
+            if mask.size != picture.size:
+                raise ValueError(
+                    f"wanted a mask of the picture's {picture.size[0]} x {picture.size[1]} pixels "
+                    f"(width x height), got {mask.size[0]} x {mask.size[1]}; make mask={path} on a "
+                    "copy of the picture"
+                )
+            grey = decode(mask, size=size, min_size=1, crop=True).mean(axis=-1)
     except UnreadableImage as error:
         raise _refused("mask", path, error) from None
-    return _something(torch.from_numpy(np.asarray(grey) > 127), f"mask={path}")
+    return _something(torch.from_numpy(grey > 127), f"mask={path}")
 
 
 def box_mask(box: Sequence[float], size: Size) -> Tensor:

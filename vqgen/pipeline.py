@@ -13,6 +13,8 @@ from vqgen import build, checkpoint, editing, features, pictures
 from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer, TokenSpec
 from vqgen.sampling import guidance as guidances
 
+LARGEST = 1.01  # of a float image, but for rounding
+
 
 class Pipeline:
     """A frozen tokenizer and (after stage 2) a prior over its latents.
@@ -152,6 +154,8 @@ class Pipeline:
     ) -> Tensor:
         """Sample images and keep up to `frames` moments of it, evenly spread, the last one the
         result: uint8 [frames, n, 3, H, W]. Other arguments as for `sample_latents`."""
+        if not isinstance(frames, int) or frames < 1:
+            raise ValueError(f"wanted frames as a whole number of at least 1, got {frames}")
         taken: list[list[Tensor]] = []  # by batch, then by frame
 
         def keep(done: int, steps: int, latents: Tensor) -> None:
@@ -191,6 +195,13 @@ class Pipeline:
     @torch.inference_mode()
     def known(self, images: Tensor, paint: Tensor) -> Known:
         """What a sampler has to keep of images (as for `edit`) so that only `paint` is new."""
+        images = self._floats(images)
+        size = tuple(images.shape[-2:])
+        if size != self.tokenizer.image_size:
+            raise ValueError(
+                f"wanted images of {list(self.tokenizer.image_size)} (height, width), got "
+                f"{list(size)}; resize images and paint"
+            )
         if paint.dtype != torch.bool or paint.shape != (len(images), *self.tokenizer.image_size):
             wanted = [len(images), *self.tokenizer.image_size]
             raise ValueError(
@@ -198,7 +209,7 @@ class Pipeline:
                 f"{list(paint.shape)}"
             )
         keep = editing.keep_mask(self.tokenizer.spec, paint.to(self.device))
-        return Known(self.tokenizer.encode(self._floats(images)), keep)
+        return Known(self.tokenizer.encode(images), keep)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -222,7 +233,14 @@ class Pipeline:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
         images = images.to(self.device)
-        return images if images.is_floating_point() else images.float() / 127.5 - 1
+        if not images.is_floating_point():
+            return images.float() / 127.5 - 1
+        if float(images.abs().amax()) > LARGEST:
+            raise ValueError(
+                f"wanted float images in [-1, 1], got up to {float(images.abs().amax()):.4g}; for "
+                "0 to 255 hand in uint8, or images / 127.5 - 1"
+            )
+        return images
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -245,7 +263,8 @@ class Pipeline:
         for name in given:
             if name not in valid:
                 family = type(self.prior).__name__
-                raise ValueError(f"{family} has no knob {name!r}; it has {', '.join(valid)}")
+                hint = build.nearest(name, list(valid))
+                raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
             default, value = valid[name].default, given[name]
             if isinstance(default, int | float) and isinstance(value, str):
                 raise ValueError(f"{name} wants a number like {default}, got {value!r}")
@@ -292,14 +311,19 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any], str]:
 
 
 def _count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | None) -> int:
-    lengths = {len(given) for given in (labels, seeds) if given is not None} | (
-        {n} if n is not None else set()
-    )
-    if len(lengths) > 1:
-        raise ValueError(
-            f"labels, seeds and n must agree on the number of images, got {sorted(lengths)}"
-        )
-    total = lengths.pop() if lengths else 1
+    for name, given in (("labels", labels), ("seeds", seeds)):
+        if given is not None and (isinstance(given, str) or not hasattr(given, "__len__")):
+            raise ValueError(f"wanted {name} as a list with one entry per image, got {given!r}")
+    lengths = {
+        "labels": None if labels is None else len(labels),
+        "seeds": None if seeds is None else len(seeds),
+        "n": n,
+    }
+    lengths = {name: count for name, count in lengths.items() if count is not None}
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{name}: {count}" for name, count in lengths.items())
+        raise ValueError(f"labels, seeds and n must agree on the number of images, got {got}")
+    total = next(iter(lengths.values()), 1)
     if total < 1:
         raise ValueError(f"wanted at least one image, got {total}")
     return total

@@ -17,6 +17,11 @@ def check_request(spec: TokenSpec, batch: int, seeds: Sequence[int], known: Know
             f"wanted known tokens of shape {[batch, spec.length]}, got "
             f"{list(known.latents.shape)}; encode the images with this prior's tokenizer"
         )
+    if known.latents.is_floating_point():
+        raise ValueError(
+            f"wanted known tokens as integers, got {known.latents.dtype}; encode the images with "
+            "this prior's tokenizer"
+        )
     given = known.latents[known.keep]
     if not bool(((given >= 0) & (given < spec.vocab_size)).all()):
         raise ValueError(
