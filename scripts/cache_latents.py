@@ -53,7 +53,7 @@ def main(config: DictConfig) -> None:
             f"{settings['out']}: {sum(done.images.values()):,} images, {rows:,} views, "
             f"{size / 2**20:.1f} MiB, {size / rows:.0f} bytes per view, "
             f"{time.monotonic() - started:.1f} s\n"
-            f"python train_stage2.py data=cache data.root={settings['out']}"
+            f"python train_stage2.py data=cache data.root={settings['out']} tokenizer={export}"
         )
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -14,7 +14,10 @@ from vqgen.importing.folder import import_files
 def size(text: str) -> tuple[int, int]:
     """256 or 256x384 -> (height, width)."""
     height, _, width = text.partition("x")
-    return int(height), int(width or height)
+    sides = int(height), int(width or height)
+    if min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"wanted pixels above 0, got {text}")
+    return sides
 
 
 def main() -> None:

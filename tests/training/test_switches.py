@@ -124,3 +124,8 @@ def test_a_plan_refuses_what_training_would() -> None:
 def test_an_unknown_strategy_is_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"trainer=ddp or trainer=fsdp"):
         devices.join({"strategy": "deepspeed", "devices": 1, "accelerator": "cpu"})
+
+
+def test_a_budget_in_minutes_is_planned() -> None:
+    assert planned(max_steps=None, max_minutes=7)["budget"] == "7 minutes"
+    assert planned(max_steps=2000, max_minutes=None)["budget"] == "2,000 steps"

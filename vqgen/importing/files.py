@@ -91,7 +91,10 @@ def _read_torch(path: Path) -> Any:
             "nothing was read. Ask for the file as .safetensors, or where you trust it save the "
             "state dict alone: torch.save(model.state_dict(), 'weights.pt')"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (
+        *(RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError),
+        OSError,  # a file cut short, seen while it is mapped
+    ) as error:
         raise _damaged(path, error) from error
 
 

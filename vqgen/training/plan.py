@@ -42,7 +42,7 @@ def plan(
         "Adam and average; activations come on top",
         "micro-batch": f"{micro} images per device, {train['accumulate']} per step",
         "budget": " or ".join(
-            [f"{steps:,} steps"] * bool(steps) + [f"{minutes} minutes"] * bool(minutes)
+            f"{limit:,} {unit}" for limit, unit in ((steps, "steps"), (minutes, "minutes")) if limit
         ),
         "disk": f"{gib(2 * saved)} for two checkpoints, "
         f"half as much again while one is written, {gib(own * WEIGHT)} for the export",
