@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vqgen.contracts import (
     Condition,
-    FeatureSpec,
     Guidance,
     Known,
     LatentSpec,
@@ -19,7 +18,7 @@ from vqgen.contracts import (
     TokenSpec,
 )
 from vqgen.priors.bidirectional import Bidirectional
-from vqgen.priors.requests import check_guidance, check_request
+from vqgen.priors.requests import check_guidance, check_request, check_single_scale
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.discrete import Clock, Weight
 from vqgen.sampling.draws import Draws
@@ -117,17 +116,7 @@ class Absorbing(Prior):
     @classmethod
     def check(cls, spec: LatentSpec) -> None:
         """Raise a ValueError unless the latents are tokens of a single scale."""
-        cure = "train a single-scale tokenizer: python train_stage1.py tokenizer=vqgan"
-        if isinstance(spec, FeatureSpec):
-            raise ValueError(
-                "prior=absorbing needs tokens, got continuous features of "
-                f"{spec.channels} x {spec.height} x {spec.width}; type prior=flow, or {cure}"
-            )
-        if len(spec.scales) != 1:
-            raise ValueError(
-                f"prior=absorbing needs tokens of one scale, got {len(spec.scales)} scales "
-                f"{spec.scales}; type prior=var, or {cure}"
-            )
+        check_single_scale(spec, "absorbing")
 
     # ---- loss and likelihood
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from vqgen.contracts import (
     Condition,
-    FeatureSpec,
     Guidance,
     Known,
     LatentSpec,
@@ -25,7 +24,7 @@ from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import Block, swiglu_width
 from vqgen.priors.conditioning import causal_mask, condition_tokens
-from vqgen.priors.requests import check_guidance, check_request
+from vqgen.priors.requests import check_guidance, check_request, check_single_scale
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.logits import LogitKnobs
@@ -124,17 +123,7 @@ class LlamaGen(Prior):
     @classmethod
     def check(cls, spec: LatentSpec) -> None:
         """Raise a ValueError unless the latents are tokens of a single scale."""
-        cure = "train a single-scale tokenizer: python train_stage1.py tokenizer=vqgan"
-        if isinstance(spec, FeatureSpec):
-            raise ValueError(
-                "prior=llamagen needs tokens, got continuous features of "
-                f"{spec.channels} x {spec.height} x {spec.width}; type prior=flow, or {cure}"
-            )
-        if len(spec.scales) != 1:
-            raise ValueError(
-                f"prior=llamagen needs tokens of one scale, got {len(spec.scales)} scales "
-                f"{spec.scales}; type prior=var, or {cure}"
-            )
+        check_single_scale(spec, "llamagen")
 
     # ---- loss and likelihood
 

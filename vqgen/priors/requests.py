@@ -1,9 +1,24 @@
-"""What a prior is asked to sample, checked before any work is done."""
+"""What a prior is asked to read and to sample, checked before any work is done."""
 
 from collections.abc import Sequence
 
-from vqgen.contracts import Known, TokenSpec
+from vqgen.contracts import FeatureSpec, Known, LatentSpec, TokenSpec
 from vqgen.sampling.branches import Branches
+
+
+def check_single_scale(spec: LatentSpec, family: str) -> None:
+    """Raise a ValueError with the cure unless the latents are tokens of a single scale."""
+    cure = "train a single-scale tokenizer: python train_stage1.py tokenizer=vqgan"
+    if isinstance(spec, FeatureSpec):
+        raise ValueError(
+            f"prior={family} needs tokens, got continuous features of "
+            f"{spec.channels} x {spec.height} x {spec.width}; type prior=flow, or {cure}"
+        )
+    if len(spec.scales) != 1:
+        raise ValueError(
+            f"prior={family} needs tokens of one scale, got {len(spec.scales)} scales "
+            f"{spec.scales}; type prior=var, or {cure}"
+        )
 
 
 def check_request(spec: TokenSpec, batch: int, seeds: Sequence[int], known: Known | None) -> None:
