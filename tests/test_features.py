@@ -39,7 +39,7 @@ def test_a_flow_over_the_features_of_tokens(tmp_path: Path, monkeypatch, capsys)
     words = [
         *("prior=flow_tiny", "as_features=true", "debug=fast", "data.size=[16,24]"),
         *("prior.network.width=32", "prior.network.depth=1", "prior.likelihood_steps=1"),
-        *("preview.per_class=1", "+trainer.limit_val_batches=1", "run.name=trial"),
+        *("preview.per_class=1", "trainer.limit_val_batches=1", "run.name=trial"),
     ]
     assert typed("train_stage2", words, monkeypatch) == 0
     (run,) = (tmp_path / "runs" / "stage2").iterdir()
