@@ -2,8 +2,11 @@
 `python scripts/compare.py RUN RUN ... [steps=[4,16,64]]`, or `demo=true` to train them all first"""
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,28 +78,42 @@ def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> di
 
 
 def train_demo(settings: dict[str, Any]) -> list[Path]:
-    """Train the tokenizers, then every prior for equally long; returns their runs."""
-    root, made = Path(settings["demo_root"]), []
-    words = [f"run.root='{root}'", *settings["demo_words"]]
-    for stage, kind in (("stage1", "tokenizer"), ("stage2", "prior")):
+    """Train the tokenizers, then every prior for equally long; returns their runs.
+
+    `demo_jobs` trainings at once, each with its share of the cores: small models gain more from a
+    core each than from all cores together."""
+    root, jobs = Path(settings["demo_root"]), settings["demo_jobs"]
+    share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))} if jobs > 1 else {}
+
+    def trained(stage: str, typed: str) -> Path:
+        kind = {"stage1": "tokenizer", "stage2": "prior"}[stage]
+        choice, *more = f"{kind}={typed}".split()
+        name = "-".join(word.split("=")[1] for word in (choice, *more))
         minutes = settings[f"demo_{kind}_minutes"]
-        budget = [f"train.max_minutes={minutes}", "train.max_steps=null"]
-        for name in settings[f"demo_{kind}s"]:
-            done = next(runs.newest_first(root, stage, name), None)
-            if done is None or not (done / runs.EXPORT[stage]).is_dir():
-                choice = [f"{kind}={name}", f"run.name={name}"]
-                run([ROOT / f"train_{stage}.py", *choice, *budget, *words])
-                done = next(runs.newest_first(root, stage, name))
-            made.append(done)
+        done = next(runs.newest_first(root, stage, name), None)
+        if done is None or (minutes_of(done) or 0) < minutes:
+            where = [f"run.name={name}", f"run.root='{root}'", "train.resume=auto"]
+            budget = [f"train.max_minutes={minutes}", "train.max_steps=null"]
+            words = [choice, *more, *where, *budget, *settings["demo_words"]]
+            run([ROOT / f"train_{stage}.py", *words], share)
+            done = next(runs.newest_first(root, stage, name))
+        return done
+
+    made = []
+    for stage, names in (("stage1", "demo_tokenizers"), ("stage2", "demo_priors")):
+        with ThreadPoolExecutor(jobs) as pool:
+            made += pool.map(partial(trained, stage), settings[names])
     return made
 
 
-def run(command: list[Any]) -> None:
+def run(command: list[Any], variables: dict[str, str] | None = None) -> None:
     """Run a script of the repository; stop with its own words if it fails."""
     print(" ".join(["python", *map(str, command)]), flush=True)
-    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    environment = {**os.environ, **(variables or {})}
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment)
     if done.returncode:
-        raise ValueError(f"{Path(str(command[0])).name} failed; its words are above")
+        raise ValueError(f"{Path(command[1]).name} failed; its words are above")
 
 
 def minutes_of(model: Path) -> float | None:
