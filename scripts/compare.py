@@ -47,15 +47,15 @@ def main(config: DictConfig) -> None:
 
 
 def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """(model, sampler knobs): as the protocol says, then once per step count if it has that knob.
+    """(model, sampler knobs): once per step count if it has that knob, else as the protocol says.
 
     Raises ValueError for what is no run."""
     loaded = pipeline.load(model)
     knobs = settings["protocol"]["knobs"]
-    jobs = [(model, knobs)]
     if loaded.has_prior and "steps" in loaded.prior.Knobs.__dataclass_fields__:
-        jobs += [(model, {**knobs, "steps": steps}) for steps in settings["steps"]]
-    return jobs
+        many = [(model, {**knobs, "steps": steps}) for steps in settings["steps"]]
+        return many or [(model, knobs)]
+    return [(model, knobs)]
 
 
 def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
