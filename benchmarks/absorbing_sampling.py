@@ -30,9 +30,11 @@ def main() -> None:
         torch.nn.init.normal_(model.weight, std=0.02)  # a new head is zero: all tokens would tie
     counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (ordered, masked)]
     print(f"LlamaGen {counts[0]:.1f}M, absorbing {counts[1]:.1f}M parameters")
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    ordered, masked = ordered.to(dtype), masked.to(dtype)
     print(
         f"{spec.length} tokens, batch {arguments.batch}, guidance {arguments.guidance}, "
-        f"{arguments.threads} threads, float32"
+        f"{arguments.threads} threads, {str(dtype)[6:]}"
     )
     labels = Condition.of_labels(torch.arange(arguments.batch) % 10)
 
@@ -67,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--codes", type=int, default=1024)
     parser.add_argument("--side", type=int, default=8, help="tokens per side")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--bf16", action="store_true", help="weights and sums in bfloat16")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--repeats", type=int, default=3)
