@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
-from vqgen import build, checkpoint, cli, pipeline, runs
-from vqgen.evaluation import comparison, plots
+from vqgen import build, checkpoint, cli, pictures, pipeline, runs
+from vqgen.evaluation import comparison, plots, sets
 from vqgen.evaluation.protocol import Protocol
 from vqgen.training import launch
 
 ROOT = Path(__file__).resolve().parents[1]
+SHOWN = 24  # samples of each prior in the picture of all
 
 
 @cli.entry("evaluate", "compare")
@@ -40,8 +43,9 @@ def main(config: DictConfig) -> None:
     out = Path(settings["out"])
     checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
     checkpoint.write_text(out / "comparison.csv", comparison.as_csv(rows))
-    written = plots.draw(rows, out)
-    send(rows, jobs, written, settings)
+    folders = [folder_of(model, knobs, settings) for model, knobs in jobs]
+    written = [*plots.draw(rows, out), *side_by_side(rows, folders, out / "samples.png")]
+    send(rows, folders, written, settings)
     print(comparison.markdown(rows))
     print(f"{out}/comparison.md, comparison.csv, {', '.join(path.name for path in written)}")
 
@@ -61,8 +65,7 @@ def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str,
 def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The card of scripts/evaluate.py, in a process of its own, so that memory is its own."""
     protocol = {**settings["protocol"], "knobs": knobs}
-    ending = f"_steps{knobs['steps']}" if "steps" in knobs else ""
-    out = model / "evaluation" / f"{protocol['name']}{ending}"
+    out = folder_of(model, knobs, settings)
     path = out / "card.json"
     newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
     if settings["reuse"] and path.is_file() and path.stat().st_mtime > newest:
@@ -75,6 +78,27 @@ def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> di
     words += [word for word in cli.typed_overrides() if word.startswith("protocol.")]
     run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
     return comparison.read_card(path)
+
+
+def folder_of(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> Path:
+    """Where the card of a model at these sampler knobs is."""
+    ending = f"_steps{knobs['steps']}" if "steps" in knobs else ""
+    return model / "evaluation" / f"{settings['protocol']['name']}{ending}"
+
+
+def side_by_side(rows: list[comparison.Row], folders: list[Path], out: Path) -> list[Path]:
+    """A picture with a block per prior: the same classes and seeds in the same places."""
+    blocks = {
+        row.name: sets.read(folder / "samples.npz").images[:SHOWN]
+        for row, folder in zip(rows, folders, strict=True)
+        if (folder / "samples.npz").is_file()
+    }
+    if not blocks:
+        return []
+    labels = [number for number, images in enumerate(blocks.values()) for _ in images]
+    images = torch.cat([functional.resize(part, [64, 64]) for part in blocks.values()])
+    pictures.save_png(pictures.sheet(images, labels, list(blocks), columns=SHOWN // 2), out)
+    return [out]
 
 
 def train_demo(settings: dict[str, Any]) -> list[Path]:
@@ -124,15 +148,13 @@ def minutes_of(model: Path) -> float | None:
         return None
 
 
-def send(rows: Any, jobs: Any, written: list[Path], settings: dict[str, Any]) -> None:
+def send(rows: Any, folders: list[Path], written: list[Path], settings: dict[str, Any]) -> None:
     """The table with sample pictures, and the plots, to the chosen logger."""
     out = Path(settings["out"])
     for board in build.boards(settings, {}, out, {}):
         head = ["run", *comparison.COLUMNS, "samples"]
         body = []
-        for row, (model, knobs) in zip(rows, jobs, strict=True):
-            ending = f"_steps{knobs['steps']}" if "steps" in knobs else ""
-            folder = model / "evaluation" / f"{settings['protocol']['name']}{ending}"
+        for row, folder in zip(rows, folders, strict=True):
             files = [folder / "samples.png", folder / "reconstructions.png"]
             picture = next((np.asarray(Image.open(f)) for f in files if f.is_file()), None)
             body.append([row.name, *(row.numbers.get(c) for c in comparison.COLUMNS), picture])

@@ -64,7 +64,8 @@ def row_of(card: dict[str, Any], minutes: float | None) -> Row:
     steps = protocol["knobs"].get("steps")
     family = "tokenizer" if ceiling else model["family"]
     run = Path(model["path"]).name.split("_", 2)[-1]
-    name = f"{family} ({run})" + (f", {steps} steps" if steps else "")
+    named = run if run.startswith(family) else f"{family} ({run})"
+    name = named + (f", {steps} steps" if steps else "")
     kind = model.get("likelihood", "uniform prior")
     return Row(name, family, steps, numbers, kind, protocol["samples"], ceiling)
 
