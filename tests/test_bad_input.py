@@ -355,13 +355,41 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["prior=llamagen", "tokenizer=runs/stage1/20260101_000000_pyramid", "data.size=[16,24]"],
         "prior=llamagen needs tokens of one scale, got 3 scales",
     ),
-    ("named no cache", lambda p: stage1_run(p / "runs"), "train_stage2", ["data=cache"], "out=DIR"),
+    (
+        "named no cache",
+        lambda p: None,
+        "train_stage2",
+        ["data=cache"],
+        "type data.root=DIR, made by: python scripts/cache_latents.py tokenizer=RUN out=DIR",
+    ),
+    (
+        "named a cache that is not there",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["data=cache", "data.root=emoij"],
+        "got data.root=emoij, which does not exist; type data.root=DIR of one, or make it: "
+        "python scripts/cache_latents.py tokenizer=RUN out=emoij",
+    ),
+    (
+        "plans with a cache that is not there",
+        lambda p: None,
+        "train_stage2",
+        ["data=cache", "data.root=emoij", "plan=true"],
+        "python scripts/cache_latents.py tokenizer=RUN out=emoij",
+    ),
+    (
+        "misspelt the root of a cache",
+        lambda p: a_cache(p / "c", "0123"),
+        "train_stage2",
+        ["data=cache", "data.rot=c"],
+        "did you mean data.root?",
+    ),
     (
         "named a folder that is no cache",
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
         ["data=cache", "data.root=runs"],
-        "holds no manifest.json",
+        "got data.root=runs, which holds no manifest.json",
     ),
     (
         "trains on the cache of another tokenizer",
@@ -373,7 +401,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             "tokenizer=runs/stage1/20260101_000000_tiny",
             "train.global_batch=4",
         ],
-        "was made by another tokenizer",
+        "type tokenizer=runs/stage1/lost, where it was then",
     ),
     (
         "has no tokenizer for the cache",
@@ -381,6 +409,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "train_stage2",
         ["data=cache", "data.root=c"],
         "is not the one that made the cache (0123)",
+    ),
+    (
+        "has the tokenizer of the cache elsewhere",
+        lambda p: a_cache(p / "c", "0123"),
+        "train_stage2",
+        ["data=cache", "data.root=c"],
+        "Type: tokenizer=runs/stage1/lost",
     ),
     (
         "shards a tokenizer",
