@@ -110,6 +110,9 @@ def show_plan(settings: dict) -> int:
 def find_tokenizer(settings: dict) -> Path:
     """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
     read (and that made the cache, for data=cache)."""
+    build.check_path(settings["prior"])
+    if settings["as_features"]:
+        features.check(settings["prior"])
     if settings["tokenizer"] == "auto" and settings["init"]:
         return finetune.find(settings["init"], "tokenizer")
     wrap = settings["as_features"]

@@ -136,6 +136,16 @@ def stage2_run(root: Path, mark: str | None = None) -> Path:
     return run
 
 
+def absorbing_run(root: Path) -> Path:
+    """The same with a prior that samples in steps."""
+    run, prior = stage2_run(root), tiny.absorbing_for(tiny.tokenizer().spec)
+    folder = run / "pipeline" / "prior"
+    facts = checkpoint.read_header(folder)["facts"]
+    node = {**PRIOR, "_target_": "vqgen.priors.absorbing.Absorbing"}
+    checkpoint.save_model(folder, prior, kind="prior", architecture=node, facts=facts)
+    return run
+
+
 def reference(
     path: Path, size: tuple[int, int] = tiny.SIZE, classes: int = 3, count: int = 12
 ) -> None:
@@ -450,7 +460,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
         ["path=vp", "data.size=[16,24]", "logger=files"],
-        "no setting 'path'",
+        "path= is for prior=flow and prior=diffusion",
     ),
     (
         "trains a flow on tokens",
@@ -471,7 +481,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
         ["as_features=true", "data.size=[16,24]"],
-        "needs tokens, got continuous features of 8 x 2 x 3; type prior=flow",
+        "but LlamaGen reads tokens; leave as_features out, or type prior=flow",
     ),
     (
         "wants features of continuous latents",
@@ -624,6 +634,27 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "sample",
         ["guidance=strong"],
         "guidance=linear:4.0",
+    ),
+    (
+        "gave a seed below 0",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["seed=-1"],
+        "seeds from 0 to 2**63 - 1, got -1",
+    ),
+    (
+        "gave a seed that overflows",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["seed=9223372036854775808"],
+        "seeds from 0 to 2**63 - 1, got 9223372036854775808",
+    ),
+    (
+        "asks for half a step",
+        lambda p: absorbing_run(p / "runs"),
+        "sample",
+        ["steps=2.5"],
+        "wanted steps as a whole number of at least 1, got 2.5",
     ),
     (
         "wants another kind of picture",
