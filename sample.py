@@ -1,13 +1,18 @@
 """Sample images from a trained pipeline into a PNG sheet and an ADM-style npz; film them; edit one.
-`python sample.py [classes=[flags]] [film=true] [edit=inpaint image=PATH box=[0,0,1,0.5]] ...`"""
+`python sample.py [classes=[flags]] [film=true] [edit=inpaint image=PATH box=[0,0,1,0.5]] ...`;
+`torchrun --nproc_per_node=8 sample.py ...` shares the batches out and gives the same images."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from vqgen import build, cli, editing, pictures, pipeline, runs
 from vqgen.progress import Progress
+from vqgen.sampling import ranks
 
 
 @cli.entry(".", "sample")
@@ -17,42 +22,67 @@ def main(config: DictConfig) -> None:
     out = Path(settings["out"])
     if out.suffix.lower() != ".png":
         raise ValueError(f"wanted out=NAME.png, got out={out}")
-    path = find_pipeline(settings)
-    loaded = pipeline.load(path, device=build.device(settings["device"]))
-    labels = labels_of(loaded, settings)
-    total = len(labels) if labels is not None else settings["n"]
+    with ranks.joined() as first:
+        path = find_pipeline(settings)
+        loaded = pipeline.load(path, device=build.device(settings["device"]))
+        labels = labels_of(loaded, settings)
+        edited = editing.asked(settings, loaded.tokenizer.image_size)
+        total = len(labels) if labels is not None else settings["n"]
+        part = partial(draw, loaded, settings, labels, edited, first)
+        film = ranks.spread(part, total, batch=settings["batch"])
+    if first:
+        write(film.transpose(0, 1), loaded, settings, labels, edited)
+        print(f"{total} images from {path}: {out} and {out.with_suffix('.npz')}")
+
+
+def draw(
+    loaded: pipeline.Pipeline,
+    settings: dict,
+    labels: list[int] | None,
+    edited: editing.Edit | None,
+    shown: bool,
+    rows: slice,
+) -> Tensor:
+    """The images of these rows, uint8 [rows, frames, 3, H, W]: one frame unless film=true."""
+    count = rows.stop - rows.start
     guidance = settings["guidance"]
     options = {
-        "seeds": [settings["seed"] + i for i in range(total)],
+        "seeds": [settings["seed"] + i for i in range(rows.start, rows.stop)],
         "guidance": loaded.facts.get("guidance", "2.0") if guidance is None else guidance,
         "batch": settings["batch"],
+        "on_step": Progress(count, settings["batch"]) if shown else None,
         **knobs_of(settings),
     }
-    options["on_step"] = Progress(total, settings["batch"])
-    edited, unused = None, [name for name in ("image", "mask", "box") if settings[name] is not None]
-    if unused and settings["edit"] is None:
-        raise ValueError(f"{unused[0]}= is for edits: type edit=inpaint or edit=outpaint with it")
-    if settings["edit"] is not None:
-        edited = editing.asked(settings, loaded.tokenizer.image_size)
-        options["known"] = loaded.known(*(part.expand(total, *part.shape) for part in edited))
-    columns = min(8, settings["n"])
+    if edited is not None:
+        options["known"] = loaded.known(*(part.expand(count, *part.shape) for part in edited))
+    own = None if labels is None else labels[rows]
     if settings["film"]:
-        film = loaded.film(labels, frames=settings["frames"], **options)
+        return loaded.film(own, frames=settings["frames"], **options).transpose(0, 1).cpu()
+    return loaded.sample(own, **options)[:, None].cpu()
+
+
+def write(
+    film: Tensor,
+    loaded: pipeline.Pipeline,
+    settings: dict,
+    labels: list[int] | None,
+    edited: editing.Edit | None,
+) -> None:
+    """The sheet, the npz and, of more than one frame, the film; uint8 [frames, n, 3, H, W]."""
+    out, columns = Path(settings["out"]), min(8, settings["n"])
+    if settings["film"]:
         frames = [pictures.sheet(part, labels, loaded.class_names, columns) for part in film]
         pictures.save_gif(frames, out.with_name(f"{out.stem}_film.gif"))
         pictures.save_png(pictures.strip(film), out.with_name(f"{out.stem}_film.png"))
-        images = film[-1].cpu()
-    else:
-        images = loaded.sample(labels, **options).cpu()
-    if edited is not None:
+    images = film[-1]
+    if edited is not None and settings["paste"]:
         image, paint = edited
-        images = images.where(paint, image) if settings["paste"] else images
+        images = torch.where(paint, images, image)
     picture = pictures.sheet(images, labels, loaded.class_names, columns)
     if edited is not None:
         picture = pictures.under(pictures.asked(*edited), picture)
     pictures.save_png(picture, out)
     pictures.save_arrays(images, labels, out.with_suffix(".npz"))
-    print(f"{total} images from {path}: {out} and {out.with_suffix('.npz')}")
 
 
 def find_pipeline(settings: dict) -> Path:

@@ -110,15 +110,26 @@ def show_plan(settings: dict) -> int:
 def find_tokenizer(settings: dict) -> Path:
     """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
     read (and that made the cache, for data=cache)."""
+    build.check_path(settings["prior"])
+    if settings["as_features"]:
+        features.check(settings["prior"])
     if settings["tokenizer"] == "auto" and settings["init"]:
         return finetune.find(settings["init"], "tokenizer")
     wrap = settings["as_features"]
-    wanted = cache.made_by(settings["data"])
+    cached = cache.made_from(settings["data"])
+    command = "python train_stage1.py (what the prior needs is said above), or tokenizer=PATH"
+    if cached:
+        command = f"tokenizer={cached.tokenizer_path}, where the one that made the cache was"
     return runs.stage1_export(
         settings["tokenizer"],
         Path(settings["run"]["root"]),
-        refusal=partial(pipeline.refusal, settings["prior"], fingerprint=wanted, as_features=wrap),
-        command="python train_stage1.py (what the prior needs is said above), or tokenizer=PATH",
+        refusal=partial(
+            pipeline.refusal,
+            settings["prior"],
+            fingerprint=cached and cached.tokenizer,
+            as_features=wrap,
+        ),
+        command=command,
     )
 
 

@@ -136,6 +136,16 @@ def stage2_run(root: Path, mark: str | None = None) -> Path:
     return run
 
 
+def absorbing_run(root: Path) -> Path:
+    """The same with a prior that samples in steps."""
+    run, prior = stage2_run(root), tiny.absorbing_for(tiny.tokenizer().spec)
+    folder = run / "pipeline" / "prior"
+    facts = checkpoint.read_header(folder)["facts"]
+    node = {**PRIOR, "_target_": "vqgen.priors.absorbing.Absorbing"}
+    checkpoint.save_model(folder, prior, kind="prior", architecture=node, facts=facts)
+    return run
+
+
 def reference(
     path: Path, size: tuple[int, int] = tiny.SIZE, classes: int = 3, count: int = 12
 ) -> None:
@@ -355,13 +365,41 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["prior=llamagen", "tokenizer=runs/stage1/20260101_000000_pyramid", "data.size=[16,24]"],
         "prior=llamagen needs tokens of one scale, got 3 scales",
     ),
-    ("named no cache", lambda p: stage1_run(p / "runs"), "train_stage2", ["data=cache"], "out=DIR"),
+    (
+        "named no cache",
+        lambda p: None,
+        "train_stage2",
+        ["data=cache"],
+        "type data.root=DIR, made by: python scripts/cache_latents.py tokenizer=RUN out=DIR",
+    ),
+    (
+        "named a cache that is not there",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["data=cache", "data.root=emoij"],
+        "got data.root=emoij, which does not exist; type data.root=DIR of one, or make it: "
+        "python scripts/cache_latents.py tokenizer=RUN out=emoij",
+    ),
+    (
+        "plans with a cache that is not there",
+        lambda p: None,
+        "train_stage2",
+        ["data=cache", "data.root=emoij", "plan=true"],
+        "python scripts/cache_latents.py tokenizer=RUN out=emoij",
+    ),
+    (
+        "misspelt the root of a cache",
+        lambda p: a_cache(p / "c", "0123"),
+        "train_stage2",
+        ["data=cache", "data.rot=c"],
+        "did you mean data.root?",
+    ),
     (
         "named a folder that is no cache",
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
         ["data=cache", "data.root=runs"],
-        "holds no manifest.json",
+        "got data.root=runs, which holds no manifest.json",
     ),
     (
         "trains on the cache of another tokenizer",
@@ -373,7 +411,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             "tokenizer=runs/stage1/20260101_000000_tiny",
             "train.global_batch=4",
         ],
-        "was made by another tokenizer",
+        "type tokenizer=runs/stage1/lost, where it was then",
     ),
     (
         "has no tokenizer for the cache",
@@ -381,6 +419,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "train_stage2",
         ["data=cache", "data.root=c"],
         "is not the one that made the cache (0123)",
+    ),
+    (
+        "has the tokenizer of the cache elsewhere",
+        lambda p: a_cache(p / "c", "0123"),
+        "train_stage2",
+        ["data=cache", "data.root=c"],
+        "Type: tokenizer=runs/stage1/lost",
     ),
     (
         "shards a tokenizer",
@@ -415,7 +460,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
         ["path=vp", "data.size=[16,24]", "logger=files"],
-        "no setting 'path'",
+        "path= is for prior=flow and prior=diffusion",
     ),
     (
         "trains a flow on tokens",
@@ -436,7 +481,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
         ["as_features=true", "data.size=[16,24]"],
-        "needs tokens, got continuous features of 8 x 2 x 3; type prior=flow",
+        "but LlamaGen reads tokens; leave as_features out, or type prior=flow",
     ),
     (
         "wants features of continuous latents",
@@ -589,6 +634,27 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "sample",
         ["guidance=strong"],
         "guidance=linear:4.0",
+    ),
+    (
+        "gave a seed below 0",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["seed=-1"],
+        "seeds from 0 to 2**63 - 1, got -1",
+    ),
+    (
+        "gave a seed that overflows",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["seed=9223372036854775808"],
+        "seeds from 0 to 2**63 - 1, got 9223372036854775808",
+    ),
+    (
+        "asks for half a step",
+        lambda p: absorbing_run(p / "runs"),
+        "sample",
+        ["steps=2.5"],
+        "wanted steps as a whole number of at least 1, got 2.5",
     ),
     (
         "wants another kind of picture",

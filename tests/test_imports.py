@@ -18,6 +18,7 @@ ALLOWED = {
     "progress": set(),
     "editing": {"contracts", "data"},
     "runs": set(),
+    "arguments": {"contracts"},
     "nn": set(),
     "sampling": set(),
     "metrics": set(),
@@ -33,7 +34,8 @@ ALLOWED = {
     "build": {"contracts"},
     "cli": {"build"},
     "pipeline": {
-        *("contracts", "build", "checkpoint", "editing", "features", "pictures", "sampling"),
+        *("arguments", "contracts", "build", "checkpoint", "editing", "features", "pictures"),
+        "sampling",
     },
     "features": {"contracts", "build", "checkpoint"},
     "finetune": {"contracts", "build", "checkpoint"},

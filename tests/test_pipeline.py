@@ -154,3 +154,47 @@ def test_loading_keeps_every_bit(tmp_path: Path) -> None:
     for loaded, built in ((p.tokenizer, tiny.tokenizer()), (p.prior, tiny.prior())):
         for name, value in built.state_dict().items():
             assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+IDS = torch.zeros(2, 6, dtype=torch.long)
+WRONG = {
+    "seed below 0": (lambda p: p.sample([0], seeds=[-1]), r"seeds from 0 to .*got -1"),
+    "seed too large": (lambda p: p.sample([0], seeds=[2**63]), r"seeds from 0 to 2\*\*63 - 1"),
+    "seed of a fraction": (lambda p: p.sample([0], seeds=[0.5]), r"whole numbers, got \[0.5\]"),
+    "token too large": (lambda p: p.decode(IDS + tiny.CODES), r"from 0 to 31 .*got 32 to 32"),
+    "token below -1": (lambda p: p.decode(IDS - 2), r"from 0 to 31 .*got -2 to -2"),
+    "tokens as floats": (lambda p: p.decode(IDS.float()), r"tokens as integers \[n, 6\]"),
+    "too few tokens": (lambda p: p.decode(IDS[:, :5]), r"\[n, 6\], got torch.int64 \[2, 5\]"),
+    "encoding floats to 255": (
+        lambda p: p.encode(tiny.images(2).float()),
+        r"float images in \[-1, 1\], got up to .*hand in uint8",
+    ),
+    "reconstructing floats to 255": (
+        lambda p: p.reconstruct(tiny.images(2).float()),
+        r"float images in \[-1, 1\]",
+    ),
+    "nothing to paint": (
+        lambda p: p.edit(tiny.images(2), torch.zeros(2, *tiny.SIZE, dtype=torch.bool), [0, 1]),
+        r"True somewhere .*nothing to paint",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_handed_in_wrong_is_one_sentence(pipeline: Pipeline, name: str) -> None:
+    call, sentence = WRONG[name]
+    with pytest.raises(ValueError, match=sentence):
+        call(pipeline)
+
+
+def test_continuous_latents_of_another_shape_are_refused() -> None:
+    pipeline = Pipeline(tiny.kl())
+    assert torch.equal(
+        pipeline.decode(pipeline.encode(tiny.images(2))), pipeline.reconstruct(tiny.images(2))
+    )
+    with pytest.raises(ValueError, match=r"float latents \[n, 4, 4, 6\], got .* \[2, 4, 6, 4\]"):
+        pipeline.decode(torch.zeros(2, 4, 6, 4))
+
+
+def test_undecided_tokens_can_be_decoded(pipeline: Pipeline) -> None:
+    assert pipeline.decode(IDS - 1).shape == (2, 3, *tiny.SIZE)

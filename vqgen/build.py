@@ -75,6 +75,16 @@ def check_pair(node: Any, spec: Any) -> None:
     hydra.utils.get_class(plain(node)["_target_"]).check(spec)
 
 
+def check_path(node: Any) -> None:
+    """Raise ValueError for a path= that was typed with a prior that follows none."""
+    target = plain(node)["_target_"]
+    if "path" in node and "path" not in inspect.signature(hydra.utils.get_class(target)).parameters:
+        raise ValueError(
+            f"path= is for prior=flow and prior=diffusion, got it with {target.rsplit('.')[-1]}; "
+            "leave path out, or type prior=flow"
+        )
+
+
 def _check_arguments(node: Any) -> None:
     if isinstance(node, list):
         for part in node:

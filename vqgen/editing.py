@@ -14,15 +14,23 @@ from torch import Tensor
 from vqgen.contracts import LatentSpec, Size, TokenSpec
 from vqgen.data.decode import UnreadableImage, decode, open_image
 
+Edit = tuple[Tensor, Tensor]  # the image, uint8 [3, H, W], and what to paint of it, Bool [H, W]
 MOSTLY = 0.5  # share of a coarse cell that has to be painted before its token is given up
 
 
-def asked(settings: dict[str, Any], size: Size) -> tuple[Tensor, Tensor]:
-    """The settings edit, image, mask and box -> the image uint8 [3, H, W] and paint Bool [H, W].
+def asked(settings: dict[str, Any], size: Size) -> Edit | None:
+    """The settings edit, image, mask and box -> the edit, if there is to be one.
 
     edit=inpaint paints inside the mask's white or the box, edit=outpaint everywhere else. Raises
     ValueError where they do not say one thing."""
     mode = settings["edit"]
+    if mode is None:
+        for name in ("image", "mask", "box"):
+            if settings[name] is not None:
+                raise ValueError(
+                    f"{name}= is for edits: type edit=inpaint or edit=outpaint with it"
+                )
+        return None
     if mode not in ("inpaint", "outpaint"):
         raise ValueError(f"wanted edit=inpaint or edit=outpaint, got edit={mode}")
     if settings["image"] is None or (settings["mask"] is None) == (settings["box"] is None):

@@ -5,9 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from vqgen import build, checkpoint
-from vqgen.contracts import Tokenizer
+from vqgen.contracts import FeatureSpec, Tokenizer
 
 TARGET = "vqgen.tokenizers.features.AsFeatures"
+
+
+def check(prior: dict[str, Any]) -> None:
+    """Raise ValueError if the prior of this config node cannot read continuous latents anyway."""
+    try:
+        build.check_pair(prior, FeatureSpec(1, 1, 1))
+    except ValueError:
+        family = prior["_target_"].rsplit(".", 1)[-1]
+        raise ValueError(
+            f"as_features=true makes tokens continuous, but {family} reads tokens; leave "
+            "as_features out, or type prior=flow"
+        ) from None
 
 
 def load(export: Path) -> tuple[Tokenizer, dict[str, Any], str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vqgen import build, checkpoint, editing, features, pictures
+from vqgen import arguments, build, checkpoint, editing, features, pictures
 from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer, TokenSpec
 from vqgen.sampling import guidance as guidances
 
@@ -116,7 +116,7 @@ class Pipeline:
 
         labels    one class (index or name) per image; None: the null condition
         n         images, where neither labels nor seeds tell (default 1)
-        seeds     one integer per image; 0, 1, 2, ... unless given
+        seeds     one integer from 0 to 2**63 - 1 per image; 0, 1, 2, ... unless given
         guidance  u + s (c - u): a scale s (1 is off), "linear:4", "interval:4:0.1:0.8", or a
                   function of progress
         batch     images sampled at once
@@ -127,10 +127,11 @@ class Pipeline:
 
         Raises ValueError for arguments that do not fit the model or each other.
         """
-        prior, total = self.prior, _count(labels, n if text is None else text.batch, seeds)
+        prior = self.prior
+        total = arguments.count(labels, n if text is None else text.batch, seeds)
         if batch < 1:
             raise ValueError(f"wanted batch of at least 1, got {batch}")
-        seeds = list(range(total)) if seeds is None else list(seeds)
+        seeds = arguments.checked_seeds(range(total) if seeds is None else seeds)
         scale = guidances.parse(guidance)
         settings = self._knobs(knobs)
         condition = (text or self._condition(labels, total)).map(lambda part: part.to(self.device))
@@ -208,12 +209,26 @@ class Pipeline:
                 f"wanted paint as a bool tensor {wanted} (True = new), got {paint.dtype} "
                 f"{list(paint.shape)}"
             )
+        if not paint.any():
+            raise ValueError(
+                "wanted paint that is True somewhere (True = new), got nothing to paint; for the "
+                "images as they are call reconstruct"
+            )
         keep = editing.keep_mask(self.tokenizer.spec, paint.to(self.device))
         return Known(self.tokenizer.encode(images), keep)
 
     @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> latents, as the tokenizer's
+        spec says. Raises ValueError for floats beyond [-1, 1]."""
+        return self.tokenizer.encode(self._floats(images))
+
+    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> uint8 images [n, 3, H, W]."""
+        """Latents, as the tokenizer's spec says -> uint8 images [n, 3, H, W].
+
+        Raises ValueError for latents of another kind, shape or range."""
+        arguments.check_latents(self.tokenizer.spec, latents)
         return pictures.to_uint8(self.tokenizer.decode(latents))
 
     def _unfinished(self, latents: Tensor) -> Tensor:
@@ -246,7 +261,7 @@ class Pipeline:
     def reconstruct(self, images: Tensor) -> Tensor:
         """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> uint8 images through the
         tokenizer."""
-        return self.decode(self.tokenizer.encode(self._floats(images)))
+        return self.decode(self.encode(images))
 
     def _condition(self, labels: Sequence[int | str] | None, total: int) -> Condition:
         if labels is not None:
@@ -308,25 +323,6 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any], str]:
     tokenizer = build.model(saved.architecture)
     checkpoint.load_strict(tokenizer, saved.tensors, str(folder))
     return tokenizer.eval().requires_grad_(False), saved.facts, saved.fingerprint
-
-
-def _count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | None) -> int:
-    for name, given in (("labels", labels), ("seeds", seeds)):
-        if given is not None and (isinstance(given, str) or not hasattr(given, "__len__")):
-            raise ValueError(f"wanted {name} as a list with one entry per image, got {given!r}")
-    lengths = {
-        "labels": None if labels is None else len(labels),
-        "seeds": None if seeds is None else len(seeds),
-        "n": n,
-    }
-    lengths = {name: count for name, count in lengths.items() if count is not None}
-    if len(set(lengths.values())) > 1:
-        got = ", ".join(f"{name}: {count}" for name, count in lengths.items())
-        raise ValueError(f"labels, seeds and n must agree on the number of images, got {got}")
-    total = next(iter(lengths.values()), 1)
-    if total < 1:
-        raise ValueError(f"wanted at least one image, got {total}")
-    return total
 
 
 def refusal(

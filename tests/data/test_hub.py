@@ -10,7 +10,7 @@ import datasets
 import pytest
 import torch
 
-from tests.data.pictures import picture, write_classes
+from tests.data.pictures import picture, write_bomb, write_classes
 from vqgen.data.hub import hf
 from vqgen.data.images import ImageData
 
@@ -136,6 +136,23 @@ def test_rows_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="skipped: 3 of the 8"):
         data = build(path="parquet", files=files, on_error="skip")
     assert (len(data.train), len(data.val)) == (5, 5)
+
+
+@pytest.mark.parametrize("cache_mb", [0, 2000], ids=["checked", "decoded"])
+def test_a_decompression_bomb_in_parquet(tmp_path: Path, cache_mb: int) -> None:
+    write_bomb(tmp_path / "bomb.png")
+    bomb = {"bytes": (tmp_path / "bomb.png").read_bytes(), "path": None}
+    features = datasets.Features({"image": datasets.Image()})
+    images = [picture(0), bomb, *[picture(i) for i in range(1, 6)]]
+    table = datasets.Dataset.from_dict({"image": images}, features=features)
+    table.to_parquet(tmp_path / "a.parquet")
+    files = {name: str(tmp_path / "a.parquet") for name in ("train", "test")}
+    sentence = r"train\[1\] has more than 178 million pixels.*data\.on_error=skip"
+    with pytest.raises(ValueError, match=sentence):
+        build(path="parquet", files=files, cache_mb=cache_mb)
+    with pytest.warns(UserWarning, match="skipped: 1 of the 7"):
+        data = build(path="parquet", files=files, cache_mb=cache_mb, on_error="skip")
+    assert (len(data.train), data.describe()["skipped_files"]) == (6, 2)
 
 
 BAD = {

@@ -68,6 +68,45 @@ def test_augmentation_belongs_to_the_position_and_the_seed(root: Path) -> None:
     assert not torch.equal(images, other)
 
 
+def spoil(data: ImageData, root: Path, index: int) -> str:
+    """Damage a training image in its middle, where a check of its two ends does not look."""
+    name = data.train.pixels.listing.names[index]  # type: ignore[attr-defined]
+    file = bytearray((root / name).read_bytes())
+    file[60:80] = bytes(20)
+    (root / name).write_bytes(file)
+    return name
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_in_the_middle_of_an_epoch_is_named(tmp_path: Path, workers: int) -> None:
+    root = write_classes(tmp_path / "pets", {"cat": 9, "dog": 8}, width=60, height=20)
+    data = build(root, cache_mb=0, workers=workers)
+    epoch = iter(data.train_dataloader())
+    assert next(epoch)["images"].shape[0] == 4
+    name = spoil(data, root, 5)
+    with pytest.raises(
+        ValueError, match=r"^\S*png cannot be decoded .*data\.on_error=skip"
+    ) as error:
+        list(islice(epoch, 40))  # more than a loader has read ahead
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_corrupt_image_in_the_middle_of_an_epoch_is_replaced(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "pets", {"cat": 9, "dog": 8}, width=60, height=20)
+    data = build(root, cache_mb=0, workers=0, on_error="skip")
+    epoch = iter(data.train_dataloader())
+    next(epoch)
+    assert data.describe()["skipped_files"] == 0
+    spoil(data, root, 5)
+    with pytest.warns(UserWarning, match=r"png cannot be decoded .*; the next image replaces it"):
+        batches = list(islice(epoch, 8))
+    assert all(len(batch["images"]) == len(batch["labels"]) == 4 for batch in batches)
+    assert data.describe()["skipped_files"] >= 1
+    with pytest.warns(UserWarning, match="replaces it"):
+        spoilt, following = data.train[5], data.train[6]
+    assert all(torch.equal(spoilt[name], following[name]) for name in spoilt)
+
+
 def test_flip_mirrors_half_of_the_images(tmp_path: Path) -> None:
     ramp = np.repeat(np.linspace(0, 255, 16).astype(np.uint8)[None], 16, axis=0)
     for name in "abcdefgh":

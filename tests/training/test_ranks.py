@@ -74,7 +74,11 @@ def sampled() -> Tensor:
     torch.nn.init.normal_(prior.head.weight)
     pipeline = Pipeline(tiny.tokenizer().eval(), prior)
     labels = [0, 1, 2, 0, 1, 2, 0]
-    return spread(lambda rows: pipeline.sample(labels[rows], seeds=list(range(7))[rows]), 7)
+
+    def some(rows: slice) -> Tensor:
+        return pipeline.sample(labels[rows], seeds=list(range(7))[rows], batch=2)
+
+    return spread(some, 7, batch=2)
 
 
 def work(rank: int, folder: Path, port: int) -> None:

@@ -1,5 +1,7 @@
 """Both stages through launch.train: learning, logs, export, exact resume, bad losses."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ from torch import Tensor
 
 from tests import tiny
 from vqgen import checkpoint
+from vqgen.contracts import Prior, Tokenizer
 from vqgen.data.encoded import EncodedImages
+from vqgen.priors.diffusion import Diffusion
+from vqgen.priors.flow import Flow
 from vqgen.training import launch
 from vqgen.training.launch import Run
 from vqgen.training.module import TrainingModule
@@ -26,13 +31,20 @@ def stage1(folder: Path, steps: int, **more: Any) -> tuple[Stage1, Any]:
     return module, tiny.data(accumulate=accumulate)
 
 
-def stage2(folder: Path, steps: int, classes: int = 3, accumulate: int = 1) -> tuple[Stage2, Any]:
+def stage2(
+    folder: Path,
+    steps: int,
+    classes: int = 3,
+    accumulate: int = 1,
+    tokenizer: Tokenizer | None = None,
+    family: Callable[[Tokenizer], Prior] | None = None,
+) -> tuple[Stage2, Any]:
     """A stage-2 module and its data; the tokenizer is exported beside it."""
-    tokenizer = tiny.tokenizer().eval()
+    tokenizer = (tokenizer or tiny.tokenizer()).eval()
     export = folder / "tokenizer"
     checkpoint.save_model(export, tokenizer, kind="tokenizer", architecture={}, facts={})
     module = Stage2(
-        tiny.prior(classes),
+        family(tokenizer) if family else tiny.prior(classes),
         tiny.recipe(steps, accumulate=accumulate),
         image_size=tiny.SIZE,
         preview=lambda prior: torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(),
@@ -53,6 +65,18 @@ STAGES = {
     ),
     "llamagen": lambda folder, steps: stage2(folder, steps),
     "llamagen-accumulated": lambda folder, steps: stage2(folder, steps, accumulate=2),
+    "var": lambda folder, steps: stage2(
+        folder, steps, tokenizer=tiny.multiscale(), family=tiny.var
+    ),
+    "absorbing": lambda folder, steps: stage2(
+        folder, steps, family=lambda tokenizer: tiny.absorbing_for(tokenizer.spec)
+    ),
+    "flow": lambda folder, steps: stage2(
+        folder, steps, tokenizer=tiny.kl(), family=partial(tiny.continuous, Flow)
+    ),
+    "diffusion": lambda folder, steps: stage2(
+        folder, steps, tokenizer=tiny.kl(), family=partial(tiny.continuous, Diffusion)
+    ),
 }
 
 

@@ -32,15 +32,7 @@ def cache(
     """The cache in folder `root`, a local or fsspec path.
 
     Raises ValueError: none there, not complete, altered, or a batch larger than the set."""
-    if root is None:
-        raise ValueError(f"wanted a latent cache, got none; type data.root=DIR, made by: {COMMAND}")
-    folder = Folder(root)
-    found = manifests.read(folder)
-    if found is None:
-        raise ValueError(
-            f"wanted a latent cache, got {root}, which holds no manifest.json; type data.root=DIR "
-            f"of one, or make it: {COMMAND}"
-        )
+    folder, found = _found(root)
     if not found.complete:
         raise ValueError(
             f"the cache in {root} is not complete; type the command that began it again and it "
@@ -51,12 +43,29 @@ def cache(
     return CachedLatents(str(root), found, tables, workers=workers, **options)
 
 
-def made_by(node: dict[str, Any]) -> str | None:
-    """Fingerprint of the tokenizer that made the cache of a data node; None for any other node."""
-    if node.get("_target_") != f"{__name__}.cache" or node.get("root") is None:
+def made_from(node: dict[str, Any]) -> Manifest | None:
+    """The manifest of the cache of a data node, which knows its tokenizer; None for any other node.
+
+    Raises ValueError if there is no cache."""
+    if node.get("_target_") != f"{__name__}.cache":
         return None
-    found = manifests.read(Folder(node["root"]))
-    return None if found is None else found.tokenizer
+    return _found(node["root"])[1]
+
+
+def _found(root: str | None) -> tuple[Folder, Manifest]:
+    if root is None:
+        raise ValueError(
+            f"data=cache wants a latent cache, got none; type data.root=DIR, made by: {COMMAND}"
+        )
+    folder = Folder(root)
+    found = manifests.read(folder)
+    if found is None:
+        what = "holds no manifest.json" if folder.exists("") else "does not exist"
+        raise ValueError(
+            f"wanted a latent cache, got data.root={root}, which {what}; type data.root=DIR of "
+            f"one, or make it: {COMMAND.replace('DIR', str(root))}"
+        )
+    return folder, found
 
 
 class CachedLatents(LightningDataModule):
@@ -114,9 +123,9 @@ class CachedLatents(LightningDataModule):
         if fingerprint != self.manifest.tokenizer or tokenizer.spec != self.manifest.spec:
             raise ValueError(
                 f"the cache in {self.root} was made by another tokenizer (fingerprint "
-                f"{self.manifest.tokenizer}, then in {self.manifest.tokenizer_path}) than the one "
-                f"given ({fingerprint}); type tokenizer=PATH of that one, or make a new cache: "
-                f"{COMMAND}"
+                f"{self.manifest.tokenizer}) than the one given ({fingerprint}); type "
+                f"tokenizer={self.manifest.tokenizer_path}, where it was then, or make a new "
+                f"cache: {COMMAND}"
             )
         return self
 

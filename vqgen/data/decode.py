@@ -20,6 +20,10 @@ _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 class UnreadableImage(ValueError):
     """The reason why one image cannot be used, without its name: the caller knows that."""
 
+    def __init__(self, reason: str) -> None:
+        # raised in a loader process, it arrives behind that one's traceback
+        super().__init__(reason.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
 
 def open_image(file: str | IO[bytes]) -> Image.Image:
     """Path or binary file -> Pillow image, its header read and its pixels not.

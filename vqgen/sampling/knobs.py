@@ -57,7 +57,9 @@ class ContinuousKnobs:
         for name in ("steps", "corrector_steps", "resample"):
             count = getattr(self, name)
             if count is not None and (not isinstance(count, int) or count < 1):
-                raise ValueError(f"wanted {name} of at least 1, got {count}; type {name}=10")
+                raise ValueError(
+                    f"wanted {name} as a whole number of at least 1, got {count}; type {name}=10"
+                )
         for name in ("snr", "tolerance", "temperature"):
             value, default = getattr(self, name), DEFAULTS[name]
             if name == "snr" and value is None:

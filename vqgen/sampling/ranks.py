@@ -1,23 +1,44 @@
 """Sampling split over the processes of a distributed run: each samples its share, all get the
 whole."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-def spread(sample: Callable[[slice], Tensor], total: int) -> Tensor:
+@contextmanager
+def joined() -> Iterator[bool]:
+    """Inside, processes that torchrun started know of each other; gives whether this one is the
+    first, which prints and writes. A process that was started alone stays alone."""
+    if not dist.is_torchelastic_launched():
+        yield True
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo")  # what is exchanged are finished images, on the CPU
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def spread(sample: Callable[[slice], Tensor], total: int, *, batch: int = 1) -> Tensor:
     """`sample(rows)` gives the images or latents of these rows, any shape [rows, ...]; -> [total,
     ...], on every process, in order.
+
+    batch   what `sample` computes at once: shares are whole batches, so that every one is computed
+            in the company it would have in one process, where rounding may depend on that
 
     Since image i depends on its label and seed alone, the result is that of one process. Every
     process has to call it; without others it is sample(slice(0, total))."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     if world == 1:
         return sample(slice(0, total))
-    share = -(-total // world)
+    share = -(-total // (batch * world)) * batch
     start = min(dist.get_rank() * share, total)
     # a rank without images of its own samples one, to know the shape
     rows = slice(start, min(start + share, total)) if start < total else slice(0, 1)

@@ -43,7 +43,9 @@ class UnmaskingKnobs(LogitKnobs):
         if self.sampler not in ORDERS:
             raise ValueError(f"wanted sampler as one of {', '.join(ORDERS)}, got {self.sampler}")
         if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"wanted steps of at least 1, got {self.steps}; type steps=16")
+            raise ValueError(
+                f"wanted steps as a whole number of at least 1, got {self.steps}; type steps=16"
+            )
         if self.schedule is not None:
             parse(self.schedule)
         noise = self.choice_temperature

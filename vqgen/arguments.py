@@ -1,0 +1,67 @@
+"""What callers hand to a pipeline, checked before any work is done."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vqgen.contracts import LatentSpec, TokenSpec
+
+SEEDS = 2**63  # what every generator takes
+
+
+def count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | None) -> int:
+    """How many images these ask for. Raises ValueError where they disagree, or ask for none."""
+    for name, given in (("labels", labels), ("seeds", seeds)):
+        if given is not None and (isinstance(given, str) or not hasattr(given, "__len__")):
+            raise ValueError(f"wanted {name} as a list with one entry per image, got {given!r}")
+    lengths = {
+        "labels": None if labels is None else len(labels),
+        "seeds": None if seeds is None else len(seeds),
+        "n": n,
+    }
+    lengths = {name: count for name, count in lengths.items() if count is not None}
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{name}: {count}" for name, count in lengths.items())
+        raise ValueError(f"labels, seeds and n must agree on the number of images, got {got}")
+    total = next(iter(lengths.values()), 1)
+    if total < 1:
+        raise ValueError(f"wanted at least one image, got {total}")
+    return total
+
+
+def checked_seeds(seeds: Sequence[Any]) -> list[int]:
+    """The seeds as plain integers. Raises ValueError for one that is none, or out of range."""
+    try:
+        numbers = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(f"wanted seeds as whole numbers, got {list(seeds)[:5]}") from None
+    for seed in numbers:
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"wanted seeds from 0 to 2**63 - 1, got {seed}; type seed=0")
+    return numbers
+
+
+def check_latents(spec: LatentSpec, latents: Tensor) -> None:
+    """Raise ValueError unless the latents are of such a kind, shape and range; a token may be -1
+    (not yet decided)."""
+    if not isinstance(spec, TokenSpec):
+        shape = [spec.channels, spec.height, spec.width]
+        if list(latents.shape[1:]) != shape or not latents.is_floating_point():
+            raise ValueError(
+                f"wanted float latents [n, {', '.join(map(str, shape))}], got {latents.dtype} "
+                f"{list(latents.shape)}"
+            )
+        return
+    if latents.shape[1:] != (spec.length,) or latents.is_floating_point():
+        raise ValueError(
+            f"wanted tokens as integers [n, {spec.length}], got {latents.dtype} "
+            f"{list(latents.shape)}"
+        )
+    lowest, highest = latents.min(), latents.max()
+    if lowest < -1 or highest >= spec.vocab_size:
+        raise ValueError(
+            f"wanted tokens from 0 to {spec.vocab_size - 1} (-1: not yet decided), got "
+            f"{int(lowest)} to {int(highest)}; are they another tokenizer's?"
+        )
