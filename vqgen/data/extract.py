@@ -3,7 +3,9 @@ ranks, going on where a killed run stopped."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -150,7 +152,7 @@ def _write_shards(
         n: [keys[i : i + batch] for i in range(0, len(keys), batch)] for n, keys in rows.items()
     }
     order = [keys for number in numbers for keys in batches[number]]
-    loaded = iter(data.loader(Views(images, crops=crops, flip=flip), order))
+    loaded = _ahead(iter(data.loader(Views(images, crops=crops, flip=flip), order)))
     bar = tqdm(total=sum(map(len, order)), desc=f"encoding {split}", disable=None, leave=False)
     for number in numbers:
         pixels, file = hashlib.sha256(), planned.file(split, number)
@@ -164,6 +166,16 @@ def _write_shards(
         shard = manifests.describe_shard(folder, file, len(rows[number]), pixels.hexdigest())
         folder.write(_note(file), json.dumps(asdict(shard)))
     bar.close()
+
+
+def _ahead(batches: Iterator[Batch], how_many: int = 2) -> Iterator[Batch]:
+    """The same batches, each made in a thread while an earlier one is encoded: images in memory
+    have no loader processes."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = deque(thread.submit(next, batches, None) for _ in range(how_many))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, batches, None))
+            yield batch
 
 
 @torch.inference_mode()
