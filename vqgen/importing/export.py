@@ -15,7 +15,7 @@ from vqgen.contracts import TokenSpec
 from vqgen.importing import layout
 from vqgen.importing.convert import AUTO, FAMILIES
 from vqgen.importing.family import Family, Hints
-from vqgen.importing.folder import Beside
+from vqgen.importing.pairs import Beside
 
 # kept for training, or copied from the tokenizer: no peer stores it
 OURS_ALONE = re.compile(
@@ -70,6 +70,9 @@ def to_theirs(
     except KeyError as error:
         raise ValueError(f"{family.name} has {error.args[0]}, this model has not") from error
     changed = list(_changes(canonical(description.architecture, spec), architecture))
+    if description.spec not in (None, spec):  # the peers' images are square
+        assert description.spec is not None
+        changed.append(f"its grids are {spec.scales}, there they are {description.spec.scales}")
     if changed:
         raise ValueError(
             f"{family.name} cannot hold this model: {'; '.join(changed)}. A model for export is "

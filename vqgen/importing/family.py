@@ -61,6 +61,7 @@ class Description:
 class Family:
     """A family of published models.
 
+    codes     the table with a row for each code
     mark      a key that every file of the family has and no other family's
     places    where the state dict lies in the file, in the order the peer's own scripts look
     describe  (shapes by the peer's names, hints) -> the model; KeyError for a name it misses
@@ -74,6 +75,7 @@ class Family:
     name: str
     kind: Literal["tokenizer", "prior"]
     mark: str
+    codes: str
     places: tuple[str, ...]
     describe: Callable[[Shapes, Hints], Description]
     rows: Callable[[dict[str, Any]], list[Row]]
