@@ -37,6 +37,37 @@ def test_export_then_import_is_the_same_model(
     assert sorted(path.name for path in out.iterdir()) == ["prior", "tokenizer"]
 
 
+@pytest.mark.parametrize("families", list(small.PAIRS), ids=str)
+def test_import_then_export_is_the_same_file(
+    families: tuple[str, str], run: Run, tmp_path: Path, capsys
+) -> None:
+    """Every key and value of a peer's file comes back, records of its training as zeros that are
+    said to be so."""
+    files = exported(run, tmp_path, families, ".safetensors")
+    records = {
+        name: value + 3  # as after a training
+        for name, value in load_file(files[0]).items()
+        if "codebook_used" in name or "ema_vocab_hit" in name
+    }
+    assert len(records) == 1
+    change(files[0], **records)
+    out = tmp_path / "again"
+    assert run("import_weights", *files, *configs(files), "--out", out) == 0
+    for part, file in zip(("tokenizer", "prior"), files, strict=True):
+        capsys.readouterr()
+        back = tmp_path / f"back_{part}.safetensors"
+        assert run("export_weights", out, "--part", part, "--out", back) == 0
+        said = capsys.readouterr().out
+        given, got = load_file(file), load_file(back)
+        assert got.keys() == given.keys()
+        for name, value in given.items():
+            assert got[name].shape == value.shape and got[name].dtype == value.dtype, name
+            if name in records:
+                assert f"{name}: zeros, as before a training" in said and not got[name].any()
+            else:
+                assert torch.equal(got[name], value), name
+
+
 def test_a_prior_joins_a_tokenizer_that_is_there(run: Run, tmp_path: Path, capsys) -> None:
     files = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
     out, more = tmp_path / "out", configs(files)

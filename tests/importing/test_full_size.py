@@ -45,7 +45,7 @@ def test_every_key_has_its_place_and_comes_back(manifest: Manifest) -> None:
     learned = [p for n, p in match.module.named_parameters() if not n.startswith("pyramid.")]
     assert sum(p.numel() for p in learned) == manifest.numbers
     spec = match.module.spec
-    back = to_theirs(family, canonical(description.architecture, spec), spec, ours)
+    back, _ = to_theirs(family, canonical(description.architecture, spec), spec, ours)
     wanted = {n: s for n, s in manifest.shapes.items() if not n.startswith("loss.")}
     assert {name: tuple(value.shape) for name, value in back.items()} == wanted
 

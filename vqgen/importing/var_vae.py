@@ -15,6 +15,7 @@ from vqgen.importing.layout import Row, Shapes
 
 CODES = "quantize.embedding.weight"
 HITS = "quantize.ema_vocab_hit_SV"
+LOOSE = {HITS: "zeros, as before a training: the peer's count of the codes it saw is not kept"}
 FACTOR = 16  # pixels per side of a published token
 SIDES = {  # of the published scales, by the latent grid
     16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
@@ -35,7 +36,7 @@ def _describe_tokenizer(shapes: Shapes, hints: Hints) -> Description:
         levels=levels,
         own=quantizer_state(shapes),
         peers_own=partial(_no_hits, vocab_size=shapes[CODES][0]),
-        loose=(HITS,),
+        loose=LOOSE,
     )
 
 

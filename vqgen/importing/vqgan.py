@@ -29,7 +29,7 @@ def _llamagen(shapes: Shapes, hints: Hints) -> Description:
     side = _published_size(hints.name)
     size = hints.size or (side, side)
     return _description(
-        shapes, LLAMAGEN, bottleneck, size, dropout, peers_own=_fresh_window, loose=(USED,)
+        shapes, LLAMAGEN, bottleneck, size, dropout, peers_own=_fresh_window, loose=LOOSE
     )
 
 
@@ -126,6 +126,7 @@ def _taming_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
 
 
 USED = "quantize.codebook_used"
+LOOSE = {USED: "zeros, as before a training: the peer's record of the codes it saw is not kept"}
 
 
 def _fresh_window(spec: LatentSpec | None) -> dict[str, Tensor]:
