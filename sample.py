@@ -1,12 +1,12 @@
 """Sample images from a trained pipeline into a PNG sheet and an ADM-style npz; film them; edit one.
-`python sample.py [classes=[flags]] [film=true] [edit=inpaint image=PATH box=[0,0,1,0.5]] ...`"""
+`python sample.py [classes=[flags]] [text=CAPTION] [film=true] [edit=inpaint image=PATH] ...`"""
 
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from vqgen import build, cli, editing, pictures, pipeline, runs
+from vqgen import build, cli, editing, pictures, pipeline, runs, text
 from vqgen.progress import Progress
 
 
@@ -19,8 +19,10 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"wanted out=NAME.png, got out={out}")
     path = find_pipeline(settings)
     loaded = pipeline.load(path, device=build.device(settings["device"]))
+    captions = text.asked(settings, loaded.prior)
     labels = labels_of(loaded, settings)
-    total = len(labels) if labels is not None else settings["n"]
+    total = len(labels) if labels is not None else settings["n"] * max(1, len(captions))
+    rows, names = labels, captions or loaded.class_names  # of the sheet
     guidance = settings["guidance"]
     options = {
         "seeds": [settings["seed"] + i for i in range(total)],
@@ -28,6 +30,9 @@ def main(config: DictConfig) -> None:
         "batch": settings["batch"],
         **knobs_of(settings),
     }
+    if captions:
+        options["text"] = text.embed(captions, settings, loaded.prior, loaded.device)
+        rows = [row for row in range(len(captions)) for _ in range(settings["n"])]
     options["on_step"] = Progress(total, settings["batch"])
     edited, unused = None, [name for name in ("image", "mask", "box") if settings[name] is not None]
     if unused and settings["edit"] is None:
@@ -38,7 +43,7 @@ def main(config: DictConfig) -> None:
     columns = min(8, settings["n"])
     if settings["film"]:
         film = loaded.film(labels, frames=settings["frames"], **options)
-        frames = [pictures.sheet(part, labels, loaded.class_names, columns) for part in film]
+        frames = [pictures.sheet(part, rows, names, columns) for part in film]
         pictures.save_gif(frames, out.with_name(f"{out.stem}_film.gif"))
         pictures.save_png(pictures.strip(film), out.with_name(f"{out.stem}_film.png"))
         images = film[-1].cpu()
@@ -47,7 +52,7 @@ def main(config: DictConfig) -> None:
     if edited is not None:
         image, paint = edited
         images = images.where(paint, image) if settings["paste"] else images
-    picture = pictures.sheet(images, labels, loaded.class_names, columns)
+    picture = pictures.sheet(images, rows, names, columns)
     if edited is not None:
         picture = pictures.under(pictures.asked(*edited), picture)
     pictures.save_png(picture, out)
