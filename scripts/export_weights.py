@@ -20,11 +20,11 @@ def main() -> None:
     typed = parser.parse_args()
     folder = typed.folder / "pipeline" if (typed.folder / "pipeline").is_dir() else typed.folder
     try:
-        family = export(folder, typed.part, typed.out, typed.wanted)
+        lines = export(folder, typed.part, typed.out, typed.wanted)
     except cli.USER_ERRORS as error:
         cli.refuse(error)
     else:
-        print(f"{typed.out} ({family.name}), its settings: {typed.out.with_suffix('.json')}")
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ ALLOWED = {
     "checkpoint": set(),
     "pictures": {"checkpoint"},
     "progress": set(),
+    "order": {"contracts", "editing", "pipeline", "progress", "text"},
     "editing": {"contracts", "data"},
     "runs": set(),
     "arguments": {"contracts"},

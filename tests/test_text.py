@@ -1,12 +1,16 @@
 """Captions to conditions with a tiny random T5, and a text-to-image prior that listens to them."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests import tiny
-from vqgen import text
+from tests.test_bad_input import ARCHITECTURE, PRIOR, stage2_run, typed
+from vqgen import build, checkpoint, pipeline, text
 from vqgen.contracts import Condition
 from vqgen.pipeline import Pipeline
 from vqgen.priors.llamagen import LlamaGen
@@ -100,3 +104,97 @@ def test_a_text_prior_samples_what_its_captions_say(folder: Path) -> None:
 def test_a_folder_without_weights_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wanted T5 weights and tokenizer"):
         text.t5(str(tmp_path))
+
+
+# ---- python sample.py text=...
+
+
+@pytest.fixture
+def sample(
+    monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """Type words after `python sample.py` in an empty folder: (exit code, what it said)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str]:
+        code = typed("sample", list(words), monkeypatch)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.err + printed.out
+
+    return run
+
+
+def text_pipeline(folder: Path, dim: int = DIM) -> Path:
+    """A pipeline of the tiny tokenizer and a text-to-image prior with nothing left at zero."""
+    tokenizer = tiny.tokenizer()
+    mark = checkpoint.save_model(
+        folder / "tokenizer",
+        tokenizer,
+        kind="tokenizer",
+        architecture=ARCHITECTURE,
+        facts={"class_names": []},
+    )
+    node = {**PRIOR, "text_length": LENGTH, "text_dim": dim}
+    torch.manual_seed(3)
+    prior = build.prior(node, tokenizer, num_classes=0)
+    torch.nn.init.normal_(prior.head.weight)
+    facts = {"class_names": [], "num_classes": 0, "tokenizer_fingerprint": mark}
+    checkpoint.save_model(folder / "prior", prior, kind="prior", architecture=node, facts=facts)
+    return folder
+
+
+def test_captions_typed_are_sampled_and_cached(folder: Path, tmp_path: Path, sample) -> None:
+    pair = text_pipeline(tmp_path / "pair")
+    words = [f"pipeline={pair}", f"text_encoder={folder}", "n=2", "guidance=2.0"]
+    assert sample(*words, "text=[a red bird,two fish]", "out=both.png")[0] == 0
+    both = np.load("both.npz")["arr_0"]
+    assert both.shape == (4, *tiny.SIZE, 3) and "arr_1" not in np.load("both.npz")
+    encode = text.t5(str(folder), length=LENGTH)
+    condition = encode(["a red bird", "a red bird", "two fish", "two fish"])
+    want = pipeline.load(pair).sample(text=condition, seeds=[0, 1, 2, 3], guidance=2.0)
+    assert np.array_equal(both, want.permute(0, 2, 3, 1).numpy())
+    cached = sorted(Path("runs/captions").iterdir())
+    assert len(cached) == 2
+    # one caption, unquoted as the shell hands it over; the other pictures have seeds 0 and 1 too
+    assert sample(*words, "text=a red bird", "out=one.png")[0] == 0
+    assert np.array_equal(np.load("one.npz")["arr_0"], both[:2])
+    assert sorted(Path("runs/captions").iterdir()) == cached
+    quoted = 'text="a bird, two fish"'
+    assert sample(*words, quoted, "text_cache=null", "film=true", "frames=3")[0] == 0
+    assert Path("samples_film.gif").is_file()
+
+
+def test_captions_are_refused_in_one_sentence(
+    folder: Path, tmp_path: Path, sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = text_pipeline(tmp_path / "pair")
+    run = stage2_run(tmp_path / "runs")
+    encoder = f"text_encoder={folder}"
+    for words, sentence in (
+        ([f"pipeline={run}", "text=a bird"], "text= is for a text-to-image model, this one has"),
+        (
+            [f"pipeline={pair}", "text=a bird", "classes=[bird]"],
+            "has no classes, it takes captions",
+        ),
+        ([f"pipeline={pair}", encoder], """got none; type 'text="a cat on a chair"'"""),
+        ([f"pipeline={pair}", encoder, "text=[]"], "paints captions and got none"),
+        ([f"pipeline={pair}", encoder, "text=[a bird,'']"], "paints captions and got none"),
+        ([f"pipeline={pair}", "text=a bird"], "type text_encoder=google/flan-t5-xl"),
+        (
+            [f"pipeline={pair}", "text=a bird", f"text_encoder={tmp_path}"],
+            "wanted T5 weights and tokenizer as .safetensors in",
+        ),
+        ([f"pipeline={pair}", "text=a cat, a bird", encoder], """'text="a cat, a bird"'"""),
+        ([f"pipeline={pair}", "text=a cat's tail", encoder], "quotes inside quotes"),
+        ([f"pipeline={pair}", "text=[a cat, 'bird", encoder], "quotes inside quotes"),
+    ):
+        code, said = sample(*words)
+        assert code == 2 and sentence in said, said
+        assert said.startswith("vqgen: ") and len(said.splitlines()) == 2
+    wide = text_pipeline(tmp_path / "wide", dim=DIM + 8)
+    code, said = sample(f"pipeline={wide}", "text=a bird", encoder)
+    assert code == 2 and f"wanted a text encoder of width {DIM + 8}" in said
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it was not installed
+    code, said = sample(f"pipeline={pair}", "text=a bird", encoder)
+    assert code == 2 and "type: pip install 'vqgen[text]'" in said

@@ -101,7 +101,7 @@ def check_overrides(folder: str, name: str, words: list[str]) -> None:
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise ValueError(f"wanted settings like train.lr=1e-4, got {word!r} without a value")
-    overrides = OverridesParser.create().parse_overrides(words)
+    overrides = [_parsed(word) for word in words]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF / folder)):
         loader = GlobalHydra.instance().config_loader()
         groups = {group: loader.get_group_options(group) for group in loader.list_groups("")}
@@ -115,6 +115,23 @@ def check_overrides(folder: str, name: str, words: list[str]) -> None:
             if override not in choices and not key.startswith("hydra") and not override.is_add():
                 _check_key(override, known, groups)
         hydra.compose(name, words)
+
+
+def _parsed(word: str) -> Override:
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+        plain = not override.is_sweep_override()
+    except HydraException:
+        plain = False
+    if not plain:
+        key, _, value = word.partition("=")
+        quoted = value.replace('"', "'")
+        raise ValueError(
+            f"{word} cannot be read as one value, since commas, quotes and brackets mean "
+            f"something there; for a text type quotes inside quotes: '{key}=\"{quoted}\"', for a "
+            f"list {key}=[A,B]"
+        )
+    return override
 
 
 def _check_choice(override: Override, options: list[str]) -> None:

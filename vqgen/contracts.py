@@ -307,6 +307,9 @@ class Prior(nn.Module, ABC):
     ]  # the family's frozen dataclass of sampling knobs, every field with a default
     spec: LatentSpec
     num_classes: int  # 0: no class condition
+    text_size: tuple[int, int] | None = (
+        None  # (tokens, width) of its text condition; None: it takes no text
+    )
 
     @classmethod
     @abstractmethod

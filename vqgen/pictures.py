@@ -1,6 +1,7 @@
 """Pictures for people: image grids, reconstructions under their inputs, sample sheets with class
 names."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ def sheet(
     for label in sorted(set(labels)):
         chosen = torch.tensor([i for i, other in enumerate(labels) if other == label])
         blocks.append(grid(images[chosen], columns))
-        names.append(class_names[label] if label < len(class_names) else f"class {label}")
+        name = class_names[label] if label < len(class_names) else f"class {label}"
+        names.append(textwrap.fill(name, width=32))  # a caption is longer than a class
     font = ImageFont.load_default(size=14)
-    margin = 12 + int(max(font.getlength(name) for name in names))
+    lines = [line for name in names for line in name.splitlines()]
+    margin = 12 + int(max(font.getlength(line) for line in lines))
     rows = []
     for block, name in zip(blocks, names, strict=True):
         side = Image.new("RGB", (margin, block.shape[0]), (PAPER,) * 3)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vqgen import checkpoint
-from vqgen.contracts import Condition
+from vqgen.contracts import Condition, Prior
 
 PUBLISHED = "google/flan-t5-xl"
 
@@ -76,6 +76,54 @@ class TextEncoder:
         return text.cpu(), mask.roll(self.length - count, dims=0).cpu()
 
 
+def asked(settings: dict[str, Any], prior: Prior) -> list[str]:
+    """The captions of sample.py's text=, one or a list; [] for a prior that takes none.
+
+    Raises ValueError where the prior wants a text and none was typed, or the other way round."""
+    given, example = settings["text"], """'text="a cat on a chair"'"""
+    if prior.text_size is None:
+        if given is not None:
+            cure = "classes=[NAME]" if prior.num_classes else "neither text= nor classes="
+            raise ValueError(f"text= is for a text-to-image model, this one has none; type {cure}")
+        return []
+    if settings["classes"] != "all":
+        raise ValueError(f"this model has no classes, it takes captions; type {example}")
+    captions = [str(one) for one in (given if isinstance(given, list) else [given])]
+    if not captions or given is None or not all(caption.strip() for caption in captions):
+        raise ValueError(f"this model paints captions and got none; type {example}")
+    if settings["text_encoder"] is None:
+        raise ValueError(
+            f"captions need the text encoder that this model was trained with; type text_encoder="
+            f"{PUBLISHED} (a name on the Hugging Face hub), or text_encoder=FOLDER"
+        )
+    return captions
+
+
+def embed(
+    captions: Sequence[str], settings: dict[str, Any], prior: Prior, device: torch.device
+) -> Condition:
+    """The condition of settings["n"] images per caption, side by side.
+
+    Raises ValueError if the encoder is not there, or is another one than the prior's."""
+    assert prior.text_size is not None
+    length, width = prior.text_size
+    cache = settings["text_cache"]
+    encode = t5(
+        str(settings["text_encoder"]),
+        length=length,
+        cache=None if cache is None else Path(cache),
+        device=device,
+    )
+    made = encode(captions)
+    assert made.text is not None
+    if made.text.shape[-1] != width:
+        raise ValueError(
+            f"wanted a text encoder of width {width}, text_encoder={settings['text_encoder']} has "
+            f"{made.text.shape[-1]}; type text_encoder={PUBLISHED}, or the one of this model"
+        )
+    return made.map(lambda part: part.repeat_interleave(settings["n"], dim=0))
+
+
 def t5(
     path: str = PUBLISHED,
     *,
@@ -100,7 +148,7 @@ def t5(
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"wanted T5 weights and tokenizer as .safetensors in {path}, a folder or a name on the "
-            f"hub, got: {first}"
+            f"hub, got: {first}; type text_encoder={PUBLISHED}, or text_encoder=FOLDER of a copy"
         ) from error
 
     def tokenize(captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:

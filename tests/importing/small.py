@@ -1,5 +1,6 @@
 """A small pair of each family as vqgen saves it: exported, it is what a peer's user would bring."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,20 @@ def randomized(model: nn.Module) -> Any:
             if not name.startswith("pyramid."):
                 parameter.normal_(0, 0.1)
     return model
+
+
+def exported(
+    run: Callable[..., int], folder: Path, families: tuple[str, str], suffix: str = ".pt"
+) -> tuple[Path, Path]:
+    """A small pair in the peer's layout; the settings lie beside as .json."""
+    saved = save(folder / "ours", *PAIRS[families])
+    files = folder / f"tokenizer{suffix}", folder / f"prior{suffix}"
+    for part, family, file in zip(("tokenizer", "prior"), families, files, strict=True):
+        words = [saved, "--part", part, "--as", family, "--out", file]
+        assert run("export_weights", *words) == 0
+    return files
+
+
+def configs(files: tuple[Path, Path]) -> list[Any]:
+    """--config words for the settings beside both files."""
+    return [word for file in files for word in ("--config", file.with_suffix(".json"))]

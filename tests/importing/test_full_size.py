@@ -1,18 +1,22 @@
 """Every released model from its manifest: strict import, the peer's keys back; two of them really,
 with files, memory and images."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from tests.importing import small
 from tests.importing.published import Manifest, manifests
 from vqgen import pipeline
+from vqgen.contracts import Condition
 from vqgen.importing.convert import Latents, Match
-from vqgen.importing.export import canonical, to_theirs
+from vqgen.importing.export import canonical, export, to_theirs
 from vqgen.importing.family import Hints
 from vqgen.tokenizers.pyramid import FrozenPyramid, Phi
 
@@ -45,7 +49,7 @@ def test_every_key_has_its_place_and_comes_back(manifest: Manifest) -> None:
     learned = [p for n, p in match.module.named_parameters() if not n.startswith("pyramid.")]
     assert sum(p.numel() for p in learned) == manifest.numbers
     spec = match.module.spec
-    back = to_theirs(family, canonical(description.architecture, spec), spec, ours)
+    back, _ = to_theirs(family, canonical(description.architecture, spec), spec, ours)
     wanted = {n: s for n, s in manifest.shapes.items() if not n.startswith("loss.")}
     assert {name: tuple(value.shape) for name, value in back.items()} == wanted
 
@@ -75,6 +79,90 @@ def test_released_sizes_really(
     tokens = loaded.sample_latents(["golden retriever"], seeds=[0], top_k=1)
     assert tokens.shape == (1, length) and int(tokens.min()) >= 0
     assert loaded.decode(tokens).shape == (1, 3, 256, 256)
+    del loaded
+    for part, file in (("tokenizer", files[0]), ("prior", files[1])):
+        back = tmp_path / f"back_{part}{suffix}"
+        export(out, part, back)
+        given, got = tensors_of(file), tensors_of(back)
+        assert got.keys() == given.keys()
+        for name, value in given.items():
+            loose = "codebook_used" in name or "ema_vocab_hit" in name
+            assert got[name].shape == value.shape, name
+            assert loose or torch.equal(got[name].to(value.dtype), value), name
+        back.unlink()
+
+
+def tensors_of(file: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a peer's file, on disk."""
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    content = torch.load(file, mmap=True, weights_only=True)
+    return content.get("model", content)
+
+
+LARGEST = [
+    ("vae_ch160v4096z32", "var_d36_s_512", 512, 2240),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer, prior, size, length", LARGEST)
+def test_the_largest_sample_on_the_meta_device(
+    tokenizer: str, prior: str, size: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation of sampling and decoding runs in its full shape, with no memory behind it."""
+    if tokenizer not in FOUND or prior not in FOUND:
+        pytest.skip("no manifest")
+    # the samplers switch autocast off, and autocast does not know this device
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
+    description = FOUND[prior].family.describe(FOUND[prior].shapes, Hints(name=prior))
+    assert description.spec is not None
+    scales = description.spec.scales
+    model = on_meta(FOUND[prior], Hints(name=prior), latents_of(FOUND[prior], description.spec))
+    encoder = on_meta(FOUND[tokenizer], Hints(name=tokenizer, size=(size, size), scales=scales))
+    steps = []
+    tokens = model.generate(
+        Condition.of_labels(torch.zeros(1, dtype=torch.long, device="meta")),
+        lambda logits, step: logits.argmax(dim=-1),
+        lambda progress: 2.0,
+        on_step=lambda done, total, latents: steps.append(done == total),
+    )
+    assert tokens.is_meta and tokens.shape == (1, length) and steps[-1]
+    with torch.no_grad():
+        image = encoder.decode(tokens)
+    assert image.is_meta and image.shape == (1, 3, size, size)
+
+
+def on_meta(manifest: Manifest, hints: Hints, latents: Latents | None = None) -> Any:
+    """The imported model of a manifest without its values."""
+    match = Match(manifest.family, manifest.family.describe(manifest.shapes, hints), latents)
+    ours = match.to_ours(manifest.random("meta"), manifest.name)
+    match.module.load_state_dict(ours, assign=True)
+    return match.module.to("meta").eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_memory_of_an_import(suffix: str, tmp_path: Path) -> None:
+    """A file of some 210 MB: at most 1.3 times its size beyond the program and its imports."""
+    codes, dim = 6_500_000, 8  # a codebook is all that a model needs to be large
+    saved = small.save(tmp_path / "ours", *small.PAIRS["llamagen-vq", "llamagen-gpt"])
+    file = tmp_path / f"tokenizer{suffix}"
+    export(saved, "tokenizer", file, "llamagen-vq")
+    tensors = load_file(file) if suffix == ".safetensors" else torch.load(file)["model"]
+    tensors["quantize.embedding.weight"] = torch.rand(codes, dim) + 0.1
+    if suffix == ".safetensors":
+        save_file(tensors, file)
+    else:
+        torch.save({"model": tensors}, file)
+    del tensors
+    size = file.stat().st_size
+    assert size > 200e6
+    script, out = "scripts/import_weights.py", tmp_path / "out"
+    base = peak_of(script, str(tmp_path / "none.pt"), "--out", str(out), code=2)  # all is imported
+    peak = peak_of(script, str(file), "--out", str(out), "--size", "16")
+    assert (out / "tokenizer" / "model.safetensors").stat().st_size > 200e6
+    assert peak - base <= 1.3 * size, ((peak - base) / size, base)
 
 
 def write(manifest: Manifest, folder: Path, suffix: str) -> Path:
@@ -88,12 +176,12 @@ def write(manifest: Manifest, folder: Path, suffix: str) -> Path:
     return path
 
 
-def peak_of(*words: str) -> int:
-    """Largest resident memory of a Python program, in bytes."""
+def peak_of(*words: str, code: int = 0) -> int:
+    """Largest resident memory of a Python program that ends with this code, in bytes."""
     program = (
         "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as left: assert not left.code, left.code\n"
+        f"except SystemExit as left: assert (left.code or 0) == {code}, left.code\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(

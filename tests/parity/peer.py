@@ -56,8 +56,7 @@ def assert_round_trip(imported: Imported, weights: dict[str, Tensor]) -> None:
     what is loose, nothing else."""
     description, spec = imported.match.description, imported.module.spec
     node = canonical(description.architecture, spec)
-    back = to_theirs(imported.match.family, node, spec, imported.module.state_dict())
-    loose = description.loose
+    back, loose = to_theirs(imported.match.family, node, spec, imported.module.state_dict())
     assert back.keys() == weights.keys()
     for name, value in weights.items():
         assert back[name].shape == value.shape, name

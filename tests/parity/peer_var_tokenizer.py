@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tests.parity import golden, peer
 from vqgen import build
-from vqgen.importing import layout, var
+from vqgen.importing import layout, var_vae
 from vqgen.tokenizers.multiscale import MultiScaleQuantizer
 
 
@@ -20,12 +20,12 @@ def loaded_bottleneck(fixture: golden.Fixture) -> tuple[MultiScaleQuantizer, lis
     weights = {f"quantize.{name}": value for name, value in fixture.tensors("weights").items()}
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     scales = [side if isinstance(side, list) else [side] * 2 for side in config["v_patch_nums"]]
-    node = var.quantizer(shapes, config, scales)
+    node = var_vae.quantizer(shapes, config, scales)
     model = build.make(node)
     own = {f"bottleneck.{name}": tuple(v.shape) for name, v in model.state_dict().items()}
-    kept = var.quantizer_state(shapes)
-    links = layout.links(var.quantizer_rows(node["phi_count"]), own.keys() - kept.keys())
-    assert layout.expected(links, own).keys() == weights.keys() - {var.HITS}
+    kept = var_vae.quantizer_state(shapes)
+    links = layout.links(var_vae.quantizer_rows(node["phi_count"]), own.keys() - kept.keys())
+    assert layout.expected(links, own).keys() == weights.keys() - {var_vae.HITS}
     ours = layout.to_ours(links, weights, own) | kept
     ours = {name.removeprefix("bottleneck."): value for name, value in ours.items()}
     model.load_state_dict({name: value.to(own_dtype(model, name)) for name, value in ours.items()})

@@ -205,14 +205,14 @@ def test_a_wrong_model_has_a_longer_code() -> None:
 @pytest.mark.parametrize(
     ("knobs", "sentence"),
     [
-        ({"steps": 0}, "steps of at least 1, got 0; type steps=10"),
+        ({"steps": 0}, "steps as a whole number of at least 1, got 0; type steps=10"),
         ({"solver": "eulr"}, "solver as one of heun, .*, got eulr; type solver=heun"),
         ({"spacing": "cosine"}, "spacing as one of uniform, .*, got cosine; type spacing=uniform"),
         ({"tolerance": 0.0}, "tolerance above 0, got 0.0; type tolerance=0.0001"),
         ({"temperature": math.nan}, "temperature above 0, got nan; type temperature=1.0"),
         ({"stochasticity": 2.0, "solver": "ancestral"}, "from 0 to 1, got 2.0; type stoch"),
         ({"stochasticity": 1.0}, "needs a solver with noise .* got solver=heun; type solver=anc"),
-        ({"resample": 0}, "resample of at least 1, got 0; type resample=10"),
+        ({"resample": 0}, "resample as a whole number of at least 1, got 0; type resample=10"),
     ],
 )
 def test_impossible_knobs(knobs: dict, sentence: str) -> None:

@@ -164,8 +164,8 @@ def test_halton_spreads() -> None:
     ("options", "sentence"),
     [
         ({"sampler": "greedy"}, "ancestral, confidence, halton, random, got greedy"),
-        ({"steps": 0}, "steps of at least 1, got 0; type steps=16"),
-        ({"steps": 2.5}, "steps of at least 1, got 2.5"),
+        ({"steps": 0}, "steps as a whole number of at least 1, got 0; type steps=16"),
+        ({"steps": 2.5}, "steps as a whole number of at least 1, got 2.5"),
         ({"schedule": "square"}, "schedule as one of linear, cosine"),
         ({"choice_temperature": -1.0, "sampler": "confidence"}, "choice_temperature of at least 0"),
         ({"choice_temperature": 1.0}, "got it with sampler=ancestral; type sampler=confidence"),

@@ -15,7 +15,8 @@ from vqgen.contracts import LatentSpec, Pyramid
 from vqgen.importing import files, layout
 from vqgen.importing.family import Description, Family, Hints
 from vqgen.importing.llamagen import LLAMAGEN_GPT
-from vqgen.importing.var import VAR, VAR_VAE
+from vqgen.importing.var import VAR
+from vqgen.importing.var_vae import VAR_VAE
 from vqgen.importing.vqgan import LLAMAGEN_VQ, TAMING_VQGAN
 
 KNOWN = (LLAMAGEN_VQ, LLAMAGEN_GPT, VAR_VAE, VAR, TAMING_VQGAN)
@@ -46,6 +47,12 @@ class Published:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """By the peer's names."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def codes(self) -> int | None:
+        """How many codes its tokens may name; None if the file has no table of them."""
+        table = self.tensors.get(self.family.codes)
+        return None if table is None else len(table)
 
     def describe(self, hints: Hints) -> Description:
         """Raises ValueError for a file of another layout than the family's."""
@@ -167,7 +174,8 @@ class Match:
         ):
             raise ValueError(
                 f"{name} {tuple(tensor.shape)} is not what follows from this model's sizes "
-                f"({tuple(want.shape)}): the file is damaged, or of another image size; type --size"
+                f"({tuple(want.shape)}): the file is damaged, or was made with other settings; "
+                "give them with --config"
             )
 
 

@@ -15,7 +15,7 @@ from vqgen.contracts import TokenSpec
 from vqgen.importing import layout
 from vqgen.importing.convert import AUTO, FAMILIES
 from vqgen.importing.family import Family, Hints
-from vqgen.importing.folder import Beside
+from vqgen.importing.pairs import Beside
 
 # kept for training, or copied from the tokenizer: no peer stores it
 OURS_ALONE = re.compile(
@@ -28,9 +28,9 @@ TRAINING = re.compile(
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
-def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> Family:
+def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> list[str]:
     """Write the tokenizer or prior of a folder as a peer's file, and the peer's settings beside it
-    as JSON.
+    as JSON; returns what was done, with a line for each tensor whose values cannot be known.
 
     wanted  a family's name; "auto": the one it was imported as
     Raises ValueError for a model with parts or settings that the peer does not have."""
@@ -40,7 +40,7 @@ def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> Family:
     spec = Beside.of_folder(folder / "tokenizer").spec
     family = _family(saved, wanted)
     architecture = canonical(saved.architecture, spec)
-    tensors = to_theirs(family, architecture, spec, saved.tensors)
+    tensors, loose = to_theirs(family, architecture, spec, saved.tensors)
     with checkpoint.atomic(out) as temporary:
         if out.suffix == ".safetensors":
             save_file({name: value.clone() for name, value in tensors.items()}, temporary)
@@ -48,14 +48,17 @@ def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> Family:
             place = family.places[0]
             torch.save({place: tensors} if place else tensors, temporary)
     settings = family.settings(architecture, spec)
-    checkpoint.write_text(out.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
-    return family
+    beside = out.with_suffix(".json")
+    checkpoint.write_text(beside, json.dumps(settings, indent=2) + "\n")
+    done = f"{out} ({family.name}, {len(tensors)} keys), its settings: {beside}"
+    return [done, *(f"  {name}: {reason}" for name, reason in loose.items())]
 
 
 def to_theirs(
     family: Family, architecture: dict[str, Any], spec: TokenSpec, tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Our state dict -> the peer's; `architecture` is canonical.
+) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Our state dict -> the peer's, and what stands where nothing is known, by name; `architecture`
+    is canonical.
 
     Raises ValueError where the peer would read another model from it."""
     names = [name for name in tensors if not OURS_ALONE.fullmatch(name)]
@@ -70,13 +73,17 @@ def to_theirs(
     except KeyError as error:
         raise ValueError(f"{family.name} has {error.args[0]}, this model has not") from error
     changed = list(_changes(canonical(description.architecture, spec), architecture))
+    if description.spec not in (None, spec):  # the peers' images are square
+        assert description.spec is not None
+        changed.append(f"its grids are {spec.scales}, there they are {description.spec.scales}")
     if changed:
         raise ValueError(
             f"{family.name} cannot hold this model: {'; '.join(changed)}. A model for export is "
             "trained with the peer's settings"
         )
     more = description.peers_own(spec)
-    return theirs | {n: value for n, value in more.items() if n not in description.unsaved}
+    theirs |= {n: value for n, value in more.items() if n not in description.unsaved}
+    return theirs, description.loose
 
 
 def canonical(architecture: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:

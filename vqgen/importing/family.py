@@ -40,7 +40,7 @@ class Description:
     own           tensors of ours that the peer does not have, with their values
     peers_own     tensors of the peer that follow from its sizes, computed for its latents.
                   At import they may be there, and are checked, then dropped
-    loose         those of them whose values do not matter
+    loose         those of them whose values do not matter, with what an export puts there
     unsaved       those of them that the peer itself does not write
     facts         what the saved model says about itself: settings for sampling and their source
     """
@@ -52,7 +52,7 @@ class Description:
     factor: int | None = None
     own: dict[str, Tensor] = field(default_factory=dict)
     peers_own: Callable[[LatentSpec | None], dict[str, Tensor]] = lambda spec: {}
-    loose: tuple[str, ...] = ()
+    loose: Mapping[str, str] = field(default_factory=dict)
     unsaved: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -61,6 +61,7 @@ class Description:
 class Family:
     """A family of published models.
 
+    codes     the table with a row for each code
     mark      a key that every file of the family has and no other family's
     places    where the state dict lies in the file, in the order the peer's own scripts look
     describe  (shapes by the peer's names, hints) -> the model; KeyError for a name it misses
@@ -74,6 +75,7 @@ class Family:
     name: str
     kind: Literal["tokenizer", "prior"]
     mark: str
+    codes: str
     places: tuple[str, ...]
     describe: Callable[[Shapes, Hints], Description]
     rows: Callable[[dict[str, Any]], list[Row]]

@@ -62,6 +62,12 @@ def read(path: Path) -> WeightsFile:
 
     Raises ValueError for a file that is missing, cut short, altered, or that needs objects other
     than tensors, numbers and texts."""
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+        cure = (
+            f"type one of the files in it: {', '.join(inside[:8])}" if inside else "none is in it"
+        )
+        raise ValueError(f"wanted a file of weights, but {path} is a folder; {cure}")
     if not path.is_file():
         raise ValueError(f"wanted a file of weights, but {path} does not exist")
     if path.suffix not in SUFFIXES:

@@ -1,20 +1,16 @@
 """Published files into a pipeline folder: a tokenizer, or a tokenizer and a prior that fit."""
 
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vqgen import build, checkpoint
-from vqgen.contracts import TokenSpec
-from vqgen.importing.convert import AUTO, Latents, Match, Published, recognize
-from vqgen.importing.family import Description, Hints
+from vqgen import checkpoint
+from vqgen.importing import pairs, target
+from vqgen.importing.convert import AUTO, Match, Published, recognize
+from vqgen.importing.family import Hints
+from vqgen.importing.pairs import Beside
 
 
 def import_files(
@@ -33,8 +29,14 @@ def import_files(
     Raises ValueError for what cannot be read, is incomplete, or does not belong together; then
     nothing is left behind."""
     hints = hints or Hints()
+    target.check(out)
     if wanted and len(wanted) != len(paths):
         raise ValueError(f"wanted one --as per file, got {len(wanted)} for {len(paths)} files")
+    twice = [
+        path for path in paths if [other.resolve() for other in paths].count(path.resolve()) > 1
+    ]
+    if twice:
+        raise ValueError(f"{twice[0]} was given twice; give a tokenizer, a prior, or one of each")
     found = [
         recognize(path, kind, weights)
         for path, kind in zip(paths, wanted or [AUTO] * len(paths), strict=True)
@@ -42,7 +44,7 @@ def import_files(
     tokenizers = [one for one in found if one.family.kind == "tokenizer"]
     priors = [one for one in found if one.family.kind == "prior"]
     if len(tokenizers) > 1 or len(priors) > 1:
-        listed = ", ".join(f"{one.source.name} is {one.family.name}" for one in found)
+        listed = ", ".join(f"{one.source} is {one.family.name}" for one in found)
         raise ValueError(f"wanted one tokenizer and one prior at most, but {listed}")
     if not priors:
         return _import_tokenizer(tokenizers[0], out, hints)
@@ -52,27 +54,38 @@ def import_files(
 
 
 def _import_tokenizer(tokenizer: Published, out: Path, hints: Hints) -> list[str]:
-    match = Match(tokenizer.family, tokenizer.describe(hints))
+    target.check(out, "tokenizer")
+    factor = _factor(tokenizer, hints)
+    pairs.check_multiple(tokenizer.source, hints.size, factor)
+    description = tokenizer.describe(hints)
+    scales = description.architecture["bottleneck"].get("scales")
+    if scales:
+        pairs.check_size(tokenizer.source, hints.size, scales[-1], factor)
+    match = Match(tokenizer.family, description)
     load(tokenizer, match)
-    with fresh_folder(out, "tokenizer") as folder:
+    with target.fresh_folder(out, "tokenizer") as folder:
         save_tokenizer(tokenizer, match, folder)
     return [_line(tokenizer, match, out / "tokenizer")]
 
 
 def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints) -> list[str]:
-    factor = 2 ** (tokenizer.describe(hints).levels - 1)
+    target.check(out, "tokenizer", "prior")
+    pairs.check_kinds(prior, tokenizer.family.name, tokenizer.codes)
+    factor = _factor(tokenizer, hints)
+    pairs.check_multiple(tokenizer.source, hints.size, factor)
     description = prior.describe(replace(hints, factor=factor))
     assert description.spec is not None
     height, width = description.spec.scales[-1]
-    size = hints.size or (height * factor, width * factor)
+    pairs.check_size(prior.source, hints.size, (height, width), factor)
+    size = height * factor, width * factor
     more = replace(hints, size=size, scales=description.spec.scales)
     encoder = Match(tokenizer.family, tokenizer.describe(more))
     load(tokenizer, encoder)
     beside = Beside.of_match(tokenizer.family.name, encoder)
-    _check_pair(prior, description, beside)
+    pairs.check_grids(prior, description, beside)
     match = Match(prior.family, description, beside.latents)
     load(prior, match)
-    with fresh_folder(out, "tokenizer", "prior") as folder:
+    with target.fresh_folder(out, "tokenizer", "prior") as folder:
         mark = save_tokenizer(tokenizer, encoder, folder)
         save_prior(prior, match, folder, mark)
     return [
@@ -82,80 +95,30 @@ def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints
 
 
 def _add_prior(prior: Published, out: Path, hints: Hints) -> list[str]:
+    target.check(out, "prior")
     if not (out / "tokenizer" / "model.safetensors").is_file():
         raise ValueError(
-            f"{prior.source.name} is a prior, which samples with its tokenizer only, and {out} has "
+            f"{prior.source} is a prior, which samples with its tokenizer only, and {out} has "
             f"none; give both: python scripts/import_weights.py TOKENIZER {prior.source} "
             f"--out {out} ({prior.family.name} wants a {prior.family.partner} file)"
         )
     header = checkpoint.read_header(out / "tokenizer")
     beside = Beside.of_folder(out / "tokenizer")
-    size = hints.size or tuple(header["architecture"]["image_size"])  # of the tokenizer there
+    pairs.check_kinds(prior, beside.family, beside.spec.vocab_size)
+    pairs.check_size(out / "tokenizer", hints.size, beside.spec.scales[-1], beside.factor)
+    size = tuple(header["architecture"]["image_size"])
     description = prior.describe(replace(hints, factor=beside.factor, size=size))
-    _check_pair(prior, description, beside)
+    pairs.check_grids(prior, description, beside)
     match = Match(prior.family, description, beside.latents)
     load(prior, match)
-    with fresh_folder(out, "prior") as folder:
+    with target.fresh_folder(out, "prior") as folder:
         save_prior(prior, match, folder, header["fingerprint"])
     return [_line(prior, match, out / "prior")]
 
 
-@dataclass(frozen=True)
-class Beside:
-    """The tokenizer that a prior is to be used with; `family` is None for one of vqgen's own."""
-
-    family: str | None
-    factor: int  # pixels per side of a token
-    latents: Latents
-
-    @property
-    def spec(self) -> TokenSpec:
-        """Of its tokens."""
-        assert isinstance(self.latents.spec, TokenSpec)
-        return self.latents.spec
-
-    @classmethod
-    def of_match(cls, family: str, match: Match) -> "Beside":
-        """The tokenizer that is being imported."""
-        module = match.module
-        factor = module.image_size[0] // module.spec.scales[-1][0]
-        return cls(family, factor, Latents(module.spec, module.pyramid))
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> "Beside":
-        """One that is saved already."""
-        saved = checkpoint.read_model(folder, "tokenizer")
-        with torch.device("meta"):
-            module = build.model(saved.architecture)
-        module.load_state_dict(saved.tensors, assign=True)
-        family = saved.facts.get("imported", {}).get("family")
-        if not isinstance(module.spec, TokenSpec):
-            raise ValueError("wanted a tokenizer with tokens beside the prior, got features")
-        factor = module.image_size[0] // module.spec.scales[-1][0]
-        return cls(family, factor, Latents(module.spec, module.pyramid))
-
-
-def _check_pair(prior: Published, description: Description, beside: Beside) -> None:
-    """Raise a ValueError unless this prior was trained on such tokens."""
-    want, got = description.spec, beside.spec
-    assert want is not None
-    reasons = []
-    if beside.family not in (None, prior.family.partner):
-        reasons.append(f"it wants a {prior.family.partner} tokenizer, this one is {beside.family}")
-    if want.vocab_size != got.vocab_size:
-        reasons.append(f"it knows {want.vocab_size} codes, the tokenizer has {got.vocab_size}")
-    if description.factor not in (None, beside.factor):
-        reasons.append(
-            f"it was trained on tokens of {description.factor} pixels a side, these have "
-            f"{beside.factor}"
-        )
-    elif want.scales != got.scales:
-        reasons.append(f"it was trained on grids {want.scales}, the tokenizer gives {got.scales}")
-    if reasons:
-        raise ValueError(
-            f"{prior.source.name} does not fit this tokenizer: {'; '.join(reasons)}. Give the "
-            "tokenizer it was trained with, or another --size"
-        )
+def _factor(tokenizer: Published, hints: Hints) -> int:
+    """Pixels per side of a token; the size that was typed may still be wrong."""
+    return 2 ** (tokenizer.describe(replace(hints, size=None)).levels - 1)
 
 
 def load(published: Published, match: Match) -> None:
@@ -214,28 +177,3 @@ def _line(published: Published, match: Match, folder: Path) -> str:
         f"{published.source.name}: {published.family.name}, {count:,} parameters, weights under "
         f"{published.place or 'no key'}, tokens {spec.scales[-1]} of {spec.vocab_size} -> {folder}"
     )
-
-
-@contextmanager
-def fresh_folder(out: Path, *names: str) -> Iterator[Path]:
-    """Yield an empty folder on the same disk; at the end its folders `names` become out/<name>, all
-    or none. Raises ValueError if one is there already."""
-    taken = [str(out / name) for name in names if (out / name).exists()]
-    if taken:
-        raise ValueError(f"{' and '.join(taken)} exist already; type another --out")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    temporary = out / f".{os.getpid()}.writing"
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for name in names:
-            os.replace(temporary / name, out / name)
-    except BaseException:
-        for name in names:
-            shutil.rmtree(out / name, ignore_errors=True)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:  # empty again if it failed
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()

@@ -127,17 +127,20 @@ def _ffn(hidden: int, width: int, config: Any) -> dict[str, Any]:
 
 
 def _grid(shapes: Shapes, hints: Hints, published: dict[str, Any] | None) -> Size:
-    """(height, width) in tokens: typed, from block_size or the rotary table, or as published."""
-    if hints.size:
-        return hints.size[0] // hints.factor, hints.size[1] // hints.factor
+    """(height, width) in tokens: what the settings, the file or its released name say, else as
+    typed, else as published."""
+    by_name = next((size for size in PIXELS if str(size) in hints.name), None)
+    side = None
     if "block_size" in hints.config:
         side = math.isqrt(hints.config["block_size"])
     elif ROTARY in shapes:
         first = shapes[TEXT][0] if TEXT in shapes else 1
         side = math.isqrt(shapes[ROTARY][0] - first)
-    else:
-        by_name = [size for size in PIXELS if str(size) in hints.name]
-        side = (by_name or [(published or {}).get("size", 256)])[0] // FACTOR
+    elif published and by_name:
+        side = by_name // FACTOR
+    elif hints.size:
+        return hints.size[0] // hints.factor, hints.size[1] // hints.factor
+    side = side or (by_name or (published or {}).get("size", 256)) // FACTOR
     return side, side
 
 
@@ -216,6 +219,7 @@ LLAMAGEN_GPT = Family(
     name="llamagen-gpt",
     kind="prior",
     mark="tok_embeddings.weight",
+    codes="tok_embeddings.weight",
     places=("model", "module", "state_dict", ""),
     describe=_describe,
     rows=lambda node: ROWS,

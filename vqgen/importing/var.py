@@ -1,6 +1,5 @@
-"""VAR's multi-scale tokenizer and its transformers."""
+"""VAR's transformers."""
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,112 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgen.contracts import LatentSpec, Size, TokenSpec
-from vqgen.importing import autoencoders
+from vqgen.contracts import LatentSpec, TokenSpec
 from vqgen.importing.family import Description, Family, Hints
 from vqgen.importing.layout import Row, Shapes
-
-CODES = "quantize.embedding.weight"
-HITS = "quantize.ema_vocab_hit_SV"
-FACTOR = 16  # pixels per side of a token
-SIDES = {  # of the published scales, by the latent grid
-    16: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
-    32: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
-}
-
-
-def _describe_tokenizer(shapes: Shapes, hints: Hints) -> Description:
-    config = hints.config
-    grids = [side[-1] for side in (config.get("v_patch_nums"),) if side]
-    grid = (hints.scales or [(side, side) for side in grids or [16]])[-1]
-    size = hints.size or (grid[0] * FACTOR, grid[1] * FACTOR)
-    bottleneck = quantizer(shapes, config, _scales_of(hints, size))
-    node = autoencoders.architecture(shapes, autoencoders.VAR, image_size=size, dropout=0.0)
-    return Description(
-        architecture={**node, "bottleneck": bottleneck},
-        levels=autoencoders.levels(shapes, autoencoders.VAR),
-        own=quantizer_state(shapes),
-        peers_own=partial(_no_hits, vocab_size=shapes[CODES][0]),
-        loose=(HITS,),
-    )
-
-
-def quantizer(shapes: Shapes, config: Any, scales: Sequence[Size]) -> dict[str, Any]:
-    """The node of the bottleneck with these weights."""
-    size, dim = shapes[CODES]
-    names = [name for name in shapes if name.startswith("quantize.quant_resi.")]
-    per_scale = any(re.match(r"quantize\.quant_resi\.\d", name) for name in names)
-    strength = abs(config.get("quant_resi", 0.5)) if names else 0.0
-    return {
-        "_target_": "vqgen.tokenizers.multiscale.MultiScaleQuantizer",
-        "codebook": {
-            "_target_": "vqgen.tokenizers.codebook.Codebook",
-            "size": size,
-            "dim": dim,
-            "start": "random",  # the codes are there: no training batch may replace them
-        },
-        "scales": [list(scale) for scale in scales],
-        "distance": "cosine" if config.get("using_znorm", False) else "l2",
-        "phi_count": 0 if per_scale else max(1, len(names) // 2),  # a weight and a bias each
-        "phi_strength": strength,
-        "commitment_weight": config.get("beta", 0.25),
-    }
-
-
-def quantizer_rows(phi_count: int) -> list[Row]:
-    """The table of the bottleneck; the peer names its phi in three ways."""
-    number, name = {0: ("{n}", "{n}"), 1: ("0", "qresi")}.get(phi_count, ("{n}", "qresi_ls.{n}"))
-    ours, theirs = f"bottleneck.phi.convolutions.{number}", f"quantize.quant_resi.{name}"
-    return [
-        Row("bottleneck.codebooks.0.weight", CODES),
-        Row(f"{ours}.{{leaf}}", f"{theirs}.{{leaf}}"),
-    ]
-
-
-def _tokenizer_rows(node: dict[str, Any]) -> list[Row]:
-    phi_count = node["bottleneck"]["phi_count"]
-    return [*autoencoders.rows(autoencoders.VAR), *quantizer_rows(phi_count)]
-
-
-def _tokenizer_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
-    bottleneck = node["bottleneck"]
-    return {
-        "vocab_size": spec.vocab_size,
-        "z_channels": node["z_channels"],
-        "ch": node["encoder"]["channels"],
-        "share_quant_resi": bottleneck["phi_count"],
-        "quant_resi": bottleneck["phi_strength"],
-        "quant_conv_ks": node["quant_kernel"],
-        "using_znorm": bottleneck["distance"] == "cosine",
-        "beta": bottleneck["commitment_weight"],
-        "v_patch_nums": [side for side, _ in spec.scales],
-    }
-
-
-def quantizer_state(shapes: Shapes) -> dict[str, Tensor]:
-    """What training keeps about the codes, and the peer does not."""
-    return {
-        "bottleneck.codebooks.0.usage": torch.ones(shapes[CODES][0]),
-        "bottleneck.codebooks.0.started": torch.tensor(True),
-    }
-
-
-def _scales_of(hints: Hints, size: Size) -> Sequence[Size]:
-    if hints.scales:
-        return hints.scales
-    sides = hints.config.get("v_patch_nums") or SIDES.get(size[0] // FACTOR)
-    if sides is None or size[0] != size[1]:
-        raise ValueError(
-            f"VAR's tokenizer was published for 256 and 512 pixels; for {size[0]} x {size[1]} give "
-            'the sides of its scales: --config vae.json with {"v_patch_nums": [1, 2, 4, 8]}'
-        )
-    return [(side, side) for side in sides]
-
-
-def _no_hits(spec: LatentSpec | None, *, vocab_size: int) -> dict[str, Tensor]:
-    assert isinstance(spec, TokenSpec)
-    return {HITS: torch.zeros(len(spec.scales), vocab_size)}
-
+from vqgen.importing.var_vae import FACTOR, SIDES
 
 BLOCK = "transformer.blocks.{n}"
 ROWS = [
@@ -142,8 +39,13 @@ def _describe_prior(shapes: Shapes, hints: Hints) -> Description:
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     unit_qk = SCALES in shapes
     heads = shapes[SCALES][1] if unit_qk else config.get("num_heads", width // 64)
+    if not heads or width % heads:
+        raise ValueError(
+            f"wanted num_heads that divide the width {width} of {hints.name}, got {heads}; write "
+            'them in --config as {"num_heads": 2}'
+        )
     num_classes = shapes["class_emb.weight"][0] - 1
-    sides = config.get("patch_nums") or _published_sides(length, hints.name)
+    sides = _sides(length, config.get("patch_nums"), hints.name)
     published = width == 64 * depth and num_classes == 1000
     architecture = {
         "_target_": "vqgen.priors.var.VAR",
@@ -186,10 +88,16 @@ def _prior_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
     }
 
 
-def _published_sides(length: int, name: str) -> Sequence[int]:
-    for sides in SIDES.values():
+def _sides(length: int, given: Sequence[int] | None, name: str) -> Sequence[int]:
+    for sides in (given,) if given else SIDES.values():
         if sum(side * side for side in sides) == length:
             return sides
+    if given:
+        tokens = sum(side * side for side in given)
+        raise ValueError(
+            f"wanted patch_nums for the {length} tokens of {name}, got {list(given)}, which make "
+            f"{tokens}; correct it in --config"
+        )
     raise ValueError(
         f"{name} has {length} tokens, which is no published list of scales; give the peer's: "
         '--config var.json with {"patch_nums": [1, 2, 4, 8]}'
@@ -220,19 +128,11 @@ def _settings(depth: int) -> dict[str, Any]:
     }
 
 
-VAR_VAE = Family(
-    name="var-vae",
-    kind="tokenizer",
-    mark="encoder.mid.attn_1.qkv.weight",
-    places=("", "trainer.vae_local", "state_dict", "model"),
-    describe=_describe_tokenizer,
-    rows=_tokenizer_rows,
-    settings=_tokenizer_settings,
-)
 VAR = Family(
     name="var",
     kind="prior",
     mark="pos_1LC",
+    codes="head.weight",
     places=("", "trainer.var_wo_ddp", "state_dict", "model"),
     describe=_describe_prior,
     rows=lambda node: ROWS,

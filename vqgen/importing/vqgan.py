@@ -29,7 +29,7 @@ def _llamagen(shapes: Shapes, hints: Hints) -> Description:
     side = _published_size(hints.name)
     size = hints.size or (side, side)
     return _description(
-        shapes, LLAMAGEN, bottleneck, size, dropout, peers_own=_fresh_window, loose=(USED,)
+        shapes, LLAMAGEN, bottleneck, size, dropout, peers_own=_fresh_window, loose=LOOSE
     )
 
 
@@ -126,6 +126,7 @@ def _taming_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
 
 
 USED = "quantize.codebook_used"
+LOOSE = {USED: "zeros, as before a training: the peer's record of the codes it saw is not kept"}
 
 
 def _fresh_window(spec: LatentSpec | None) -> dict[str, Tensor]:
@@ -137,6 +138,7 @@ LLAMAGEN_VQ = Family(
     name="llamagen-vq",
     kind="tokenizer",
     mark="encoder.conv_blocks.0.res.0.conv1.weight",
+    codes=CODES,
     places=("model", "state_dict", ""),
     averaged=True,
     describe=_llamagen,
@@ -147,6 +149,7 @@ TAMING_VQGAN = Family(
     name="taming-vqgan",
     kind="tokenizer",
     mark="encoder.mid.attn_1.q.weight",
+    codes=CODES,
     places=("state_dict", "model", ""),
     describe=_taming,
     rows=_rows(TAMING),

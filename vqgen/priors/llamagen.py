@@ -75,6 +75,7 @@ class LlamaGen(Prior):
         self.check(spec)
         assert isinstance(spec, TokenSpec)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
+        self.text_size = (text_length, text_dim) if text_length else None
         self.condition = condition_tokens(
             width, num_classes=num_classes, text_length=text_length, text_dim=text_dim
         )

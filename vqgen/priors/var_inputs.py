@@ -19,6 +19,7 @@ class ScaleInputs(nn.Module):
 
     def __init__(self, scales: Sequence[Size], channels: int, width: int) -> None:
         super().__init__()
+        self.lengths = [height * w for height, w in scales]
         levels = [k for k, (height, w) in enumerate(scales) for _ in range(height * w)]
         self.start = nn.Embedding(scales[0][0] * scales[0][1], width)
         self.word = nn.Linear(channels, width)

@@ -25,7 +25,7 @@ class CachedPasses:
     ) -> None:
         self.net, self.branches, self.vectors = net, branches, vectors
         self.maps: list[Tensor] = []  # of scale 1, 2, ...
-        self.lengths = net.inputs.levels.bincount().tolist()
+        self.lengths = net.inputs.lengths
 
     def hear(self, next_input: Tensor) -> None:
         """What the next scale reads: [batch, h_k w_k, channels]."""

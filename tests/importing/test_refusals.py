@@ -1,0 +1,203 @@
+"""What a user typed wrong at the import, and the one sentence they get, with what to type."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.importing import small
+from tests.parity import golden
+from vqgen.importing import settings
+from vqgen.importing.export import export
+from vqgen.importing.family import Hints
+from vqgen.importing.llamagen import LLAMAGEN_GPT
+
+LLAMAGEN, VAR = ("llamagen-vq", "llamagen-gpt"), ("var-vae", "var")
+Files = tuple[Path, Path]
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Files]:
+    """A small pair of each kind as files of the peer, their settings beside them."""
+    found = {}
+    for families, nodes in small.PAIRS.items():
+        folder = tmp_path_factory.mktemp(families[1])
+        saved = small.save(folder / "ours", *nodes)
+        files = folder / "tokenizer.safetensors", folder / "prior.safetensors"
+        for part, family, file in zip(("tokenizer", "prior"), families, files, strict=True):
+            export(saved, part, file, family)
+        found[families] = files
+    return found
+
+
+def words(files: Files, config: Path | None = None) -> list[Any]:
+    """As typed for a pair; `config` instead of the prior's own."""
+    return [
+        *files,
+        *("--config", files[0].with_suffix(".json")),
+        *("--config", config or files[1].with_suffix(".json")),
+    ]
+
+
+WRONG = [
+    (LLAMAGEN, {"n_head": "four"}, "wanted n_head in", "as a whole number above 0, got 'four'"),
+    (LLAMAGEN, {"n_head": True}, "a whole number above 0, got True", '"n_head": 16'),
+    (LLAMAGEN, {"n_head": 5}, "5 heads do not fit a model of width 32", "correct n_head"),
+    (LLAMAGEN, {"rope_base": "1e4"}, "a number above 0, got '1e4'", "without quotes", "1.0e+04"),
+    (LLAMAGEN, {"block_size": 20}, "wanted block_size in", "a square number", "got 20"),
+    (LLAMAGEN, {"token_dropout_p": 1.5}, "a number from 0 to 1", "got 1.5"),
+    (LLAMAGEN, {"n_heads": 4}, "'n_heads', which no published model takes; did you mean n_head?"),
+    (LLAMAGEN, {"codebook_l2_norm": "yes"}, "as true or false, got 'yes'"),
+    (VAR, {"v_patch_nums": 4}, "a list of at least two whole numbers", "got 4", "[1, 2, 4]"),
+    (VAR, {"v_patch_nums": []}, "wanted v_patch_nums in", "got []"),
+    (VAR, {"patch_nums": ["1", "2"]}, "wanted patch_nums in", "got ['1', '2']"),
+    (VAR, {"patch_nums": [1, 2]}, "the 21 tokens of prior.safetensors, got [1, 2], which make 5"),
+    (VAR, {"num_heads": 7}, "wanted num_heads that divide the width 32", "got 7"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: str(case[1]))
+def test_settings_of_another_kind(case: tuple, made, refused: Refused, tmp_path: Path) -> None:
+    families, wrong, *sentences = case
+    files: Files = made[families]
+    if "num_heads" in wrong:  # the file itself tells them where queries and keys are normalized
+        tensors = load_file(files[1])
+        kept = {n: v for n, v in tensors.items() if not n.endswith("scale_mul_1H11")}
+        files = files[0], tmp_path / "prior.safetensors"
+        save_file(kept, files[1])
+    settings_of = made[families][1].with_suffix(".json")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(settings_of.read_text()), **wrong}))
+    typed = [*files, "--config", made[families][0].with_suffix(".json"), "--config", config]
+    said = refused(*typed)
+    assert len(said.splitlines()) == 2  # the sentence, and where the traceback is
+    for sentence in sentences:
+        assert sentence in said
+
+
+UNREADABLE = [
+    ("c.json", '{"n_head": 4', "cannot be read as JSON"),
+    ("c.yaml", "n_head: [4\nblock: }", "cannot be read as YAML"),
+    ("c.json", "[1, 2]", "wanted a dictionary of settings in"),
+    ("c.yaml", "four heads", "got 'four heads'"),
+    ("c.yaml", "", "got None"),
+    ("c.json", '{"lr": 0.1, "epochs": 3}', "got lr, epochs; give the file that the model was made"),
+    ("c.yaml", "norm_eps: 1e-5\n", "wanted norm_eps in"),
+    ("c.yaml", b"\xff\xfe\x00", "is no text"),
+]
+
+
+@pytest.mark.parametrize("name, text, sentence", UNREADABLE, ids=lambda value: str(value)[:20])
+def test_config_files_that_cannot_be_read(
+    name: str, text: str | bytes, sentence: str, made, refused: Refused, tmp_path: Path
+) -> None:
+    config = tmp_path / name
+    config.write_bytes(text if isinstance(text, bytes) else text.encode())
+    said = refused(*words(made[LLAMAGEN], config))
+    assert sentence in said and str(config) in said and len(said.splitlines()) == 2
+    assert "does not exist" in refused(*words(made[LLAMAGEN], tmp_path / "nowhere.json"))
+    assert "is a folder" in refused(*words(made[LLAMAGEN], tmp_path))
+
+
+def test_the_peers_own_files_are_taken_whole() -> None:
+    """Nests, lists, and what stands beside the arguments: nothing of theirs is misspelt."""
+    paths = [*golden.root().glob("*/*/config.json"), *golden.root().glob("*/*.config.json")]
+    paths += golden.root().glob("*/manifests/*.json")
+    read = 0
+    for path in paths:
+        flat = settings.flattened(json.loads(path.read_text()))
+        if {"n_head", "z_channels", "embed_dim"} & flat.keys():
+            assert settings.read([path]).items() <= flat.items()
+            read += 1
+    if not read:
+        pytest.skip("no fixture")
+
+
+@pytest.mark.parametrize(
+    "families, size, sentence",
+    [
+        (LLAMAGEN, "32", "wanted --size 16, since"),
+        (LLAMAGEN, "8x32", "4 tokens of 4 pixels a side, got --size 8x32; leave --size out"),
+        (LLAMAGEN, "18", "wanted --size in multiples of 4"),
+        (VAR, "32", "wanted --size 16, since"),
+    ],
+)
+def test_a_size_that_the_prior_was_not_made_for(
+    families: tuple[str, str], size: str, sentence: str, made, refused: Refused
+) -> None:
+    assert sentence in refused(*words(made[families]), "--size", size)
+
+
+def test_the_size_is_also_that_of_the_released_name() -> None:
+    """c2i_B_384.pt has the keys of c2i_B_256.pt; its name alone says what it is made for."""
+    keys = {
+        "tok_embeddings.weight": (16384, 768),
+        "cls_embedding.embedding_table.weight": (1001, 768),
+    }
+    for n in range(12):
+        keys[f"layers.{n}.attention.wqkv.weight"] = (3 * 768, 768)
+        keys[f"layers.{n}.feed_forward.w1.weight"] = (2048, 768)
+    for name, size, side in (
+        ("c2i_B_384.pt", (256, 256), 24),
+        ("c2i_B_256.pt", None, 16),
+        ("mine.pt", (512, 512), 32),
+        ("mine.pt", None, 16),
+    ):
+        described = LLAMAGEN_GPT.describe(keys, Hints(name=name, size=size))
+        assert described.spec is not None and described.spec.scales == ((side, side),)
+
+
+def test_a_tokenizer_alone_of_another_size(made, refused: Refused) -> None:
+    tokenizer = made[LLAMAGEN][0]
+    said = refused(tokenizer, "--size", "18x22")
+    assert "wanted --size in multiples of 4" in said and "type --size 16x24" in said
+    said = refused(made[VAR][0], "--config", made[VAR][0].with_suffix(".json"), "--size", 32)
+    assert "wanted --size 16, since" in said
+
+
+def test_a_pair_that_does_not_fit_is_told_so_before_settings_are_asked_for(
+    made, refused: Refused, run, tmp_path: Path
+) -> None:
+    said = refused(made[LLAMAGEN][0], made[VAR][1])
+    assert "does not fit this tokenizer: it wants a var-vae tokenizer" in said
+    said = refused(made[VAR][0], made[LLAMAGEN][1])
+    assert "it wants a llamagen-vq tokenizer, this one is var-vae" in said
+    assert "--config" not in said
+    tensors = load_file(made[LLAMAGEN][0])
+    name = "quantize.embedding.weight"
+    fewer = tmp_path / "fewer.safetensors"
+    save_file({**tensors, name: tensors[name][:40].clone()}, fewer)
+    assert "it knows 48 codes, the tokenizer has 40" in refused(fewer, made[LLAMAGEN][1])
+    out = tmp_path / "out"
+    assert run("import_weights", made[VAR][0], *words(made[VAR])[2:4], "--out", out) == 0
+    assert "it wants a llamagen-vq tokenizer" in refused(made[LLAMAGEN][1], out=out)
+
+
+def test_files_that_are_none_or_the_same(made, refused: Refused, tmp_path: Path) -> None:
+    folder = made[LLAMAGEN][0].parent
+    said = refused(folder)
+    assert "is a folder; type one of the files in it: prior.safetensors, tokenizer" in said
+    (tmp_path / "empty").mkdir()
+    assert "is a folder; none is in it" in refused(tmp_path / "empty")
+    same = tmp_path / "a" / "model.safetensors", tmp_path / "b" / "model.safetensors"
+    for path in same:
+        path.parent.mkdir()
+        shutil.copyfile(made[LLAMAGEN][1], path)
+    said = refused(*same)
+    assert f"{same[0]} is llamagen-gpt, {same[1]} is llamagen-gpt" in said  # which is which
+    assert "was given twice" in refused(same[0], same[0])
+
+
+def test_an_output_that_cannot_be_made(made, refused: Refused, run, capsys, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "deeper"):
+        said = refused(*words(made[LLAMAGEN]), out=out)
+        assert f"wanted --out as a folder to make, but {file} is a file; type another --out" in said
+        assert "Errno" not in said
+    assert file.read_text() == "mine"

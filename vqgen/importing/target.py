@@ -1,0 +1,49 @@
+"""The folder that an import makes: looked at before anything is read, then made whole or not at
+all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check(out: Path, *names: str) -> None:
+    """Raise a ValueError if out/<name> cannot be made: something else is there."""
+    for folder in (out, *out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(
+                f"wanted --out as a folder to make, but {folder} is a file; type another --out"
+            )
+    taken = [str(out / name) for name in names if (out / name).exists()]
+    if taken:
+        raise ValueError(f"{' and '.join(taken)} exist already; type another --out")
+
+
+@contextmanager
+def fresh_folder(out: Path, *names: str) -> Iterator[Path]:
+    """Yield an empty folder on the same disk; at the end its folders `names` become out/<name>, all
+    or none. Raises ValueError if one is there already, or `out` cannot be written."""
+    check(out, *names)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    temporary = out / f".{os.getpid()}.writing"
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(
+            f"wanted --out as a folder to make, but {out} cannot be made ({error.strerror}); type "
+            "another --out"
+        ) from error
+    try:
+        yield temporary
+        for name in names:
+            os.replace(temporary / name, out / name)
+    except BaseException:
+        for name in names:
+            shutil.rmtree(out / name, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:  # empty again if it failed
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
