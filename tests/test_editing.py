@@ -17,8 +17,10 @@ def test_a_touched_square_is_given_up_and_a_coarse_one_only_if_mostly_painted() 
     spec = TokenSpec(vocab_size=4, scales=((1, 1), (2, 3)))
     assert editing.keep_mask(spec, paint).tolist() == [[True, False, True, True, True, True, True]]
     paint[0, :4] = True  # the upper half
-    kept = [[False, False, False, False, True, True, True]]
+    kept = [[True, False, False, False, True, True, True]]
     assert editing.keep_mask(spec, paint).tolist() == kept
+    paint[0, :6] = True  # three quarters
+    assert not editing.keep_mask(spec, paint).any()
 
 
 def test_features_are_kept_by_place_in_every_channel() -> None:
