@@ -55,7 +55,7 @@ def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str,
 
     Raises ValueError for what is no run."""
     loaded = pipeline.load(model)
-    knobs = settings["protocol"]["knobs"]
+    knobs = settings["protocol"]["knobs"] or {}
     if loaded.has_prior and "steps" in loaded.prior.Knobs.__dataclass_fields__:
         many = [(model, {**knobs, "steps": steps}) for steps in settings["steps"]]
         return many or [(model, knobs)]
@@ -74,8 +74,10 @@ def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> di
             print(f"reusing {path}")
             return card
     words = [f"{name}={settings[name]}" for name in ("batch", "device", "cache")]
-    words += [f"protocol={cli.choice('protocol')}", f"protocol.knobs={_typed(knobs)}"]
-    words += [word for word in cli.typed_overrides() if word.startswith("protocol.")]
+    words += [f"protocol={cli.choice('protocol')}"]
+    words += [f"protocol.knobs={_typed(knobs)}"] if knobs else []
+    typed = [word for word in cli.typed_overrides() if word.startswith("protocol.")]
+    words += [word for word in typed if not word.startswith("protocol.knobs")]
     run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
     return comparison.read_card(path)
 

@@ -34,7 +34,7 @@ class Protocol:
     neighbors: int  # of precision, recall, density and coverage
     splits: int  # of the Inception Score
     guidance: float | str
-    knobs: dict[str, Any] = field(default_factory=dict)  # of the sampler
+    knobs: dict[str, Any] = field(default_factory=dict)  # of the sampler; null in a yaml is {}
     seed: int = 0  # image i has seed + i
     validation_images: int | None = None  # for likelihood and reconstruction; None: all, 0: none
     memorization: bool = True  # nearest training images; reads the whole training set
@@ -44,6 +44,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if isinstance(self.reference, dict):
             object.__setattr__(self, "reference", ReferenceRecipe(**self.reference))
+        object.__setattr__(self, "knobs", dict(self.knobs or {}))
         if self.classes not in ("data", "balanced"):
             raise ValueError(
                 f"wanted protocol.classes=data or balanced, got {self.classes}; type "
