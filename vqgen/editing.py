@@ -15,10 +15,9 @@ from vqgen.contracts import LatentSpec, Size, TokenSpec
 from vqgen.data.decode import UnreadableImage, decode, open_image
 
 Edit = tuple[Tensor, Tensor]  # the image, uint8 [3, H, W], and what to paint of it, Bool [H, W]
-MOSTLY = (
-    0.7  # share of a coarse cell that has to be painted before its token is given up: at half, a
-)
-# coarse token still tells the new part the colors of the old one
+# Share of a coarse cell that has to be painted before its token is given up: a coarse token that is
+# kept tells the new part the colors of the old one.
+MOSTLY = 0.7
 
 
 def asked(settings: dict[str, Any], size: Size) -> Edit | None:
