@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import yaml
 from PIL import Image
 
 from tests import tiny
 from tests.test_bad_input import ARCHITECTURE, PRIOR
-from vqgen import checkpoint
+from vqgen import build, checkpoint, cli
 from vqgen.evaluation.protocol import Protocol
 
 
@@ -60,12 +61,16 @@ def stage2(root: Path, classes: int = 3) -> Path:
     return run
 
 
+def protocol_settings(name: str) -> dict[str, Any]:
+    """A protocol of conf/evaluate/protocol as Hydra composes it."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
+        return build.plain(hydra.compose("evaluate", [f"protocol={name}"]))["protocol"]
+
+
 def protocol(name: str = "emoji-2k", **changes: Any) -> Protocol:
-    """A protocol of conf/evaluate/protocol, made small."""
-    path = Path(__file__).resolve().parents[2] / "conf" / "evaluate" / "protocol" / f"{name}.yaml"
-    node = yaml.safe_load(path.read_text())
+    """The same, made small."""
     small: dict[str, Any] = {"samples": 12, "neighbors": 2, "perceptual": None}
-    return Protocol(**{**node, **small, **changes})
+    return Protocol(**{**protocol_settings(name), **small, **changes})
 
 
 def npz(path: Path, count: int = 9, size: tuple[int, int] = tiny.SIZE, **more: Any) -> Path:

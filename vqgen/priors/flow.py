@@ -25,7 +25,7 @@ from vqgen.sampling.density import flow_nats, normal_nats
 from vqgen.sampling.knobs import ContinuousKnobs
 from vqgen.sampling.paths import OT, GaussianPath, Kind, fit
 from vqgen.sampling.solvers import dopri5, heun
-from vqgen.sampling.times import TRAINING_TIMES
+from vqgen.sampling.times import TRAINING_TIMES, grid
 
 WEIGHTINGS = ("uniform", "1/lambda")
 
@@ -62,7 +62,7 @@ class Flow(Prior):
         pairing: str = "random",
         num_classes: int = 0,
         label_dropout: float = 0.1,  # how often training withholds the condition, for guidance
-        likelihood_steps: int = 10,
+        likelihood_steps: int = 32,
         likelihood_probes: int = 1,
     ) -> None:
         super().__init__()
@@ -129,7 +129,8 @@ class Flow(Prior):
             latents, condition = latents.clone(), condition.map(torch.clone)
             first, last = self.denoiser.span
             steps = self.likelihood_steps
-            times = torch.linspace(last, first, max(steps, 1) + 1, dtype=torch.float64)
+            # short steps near the data, where the flow is stiff: equal ones flatter the density
+            times = grid(self.denoiser.path, "quadratic", max(steps, 1), first, last).flip(0)
             field = self.denoiser.field(condition)
             step = heun if steps else partial(dopri5, tolerance=1e-5)
             probes = random_signs(self.likelihood_probes, latents)
