@@ -33,6 +33,7 @@ def main(config: DictConfig) -> int:
     wrap = settings["as_features"] and not resumed  # a resumed run has the wrapped one already
     source = resumed / "tokenizer" if resumed and settings["as_features"] else export
     tokenizer, _, fingerprint = (features.load if wrap else pipeline.load_tokenizer)(source)
+    recipe, precision = launch.recipe(settings["train"]), build.precision(settings)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
     if tuple(data.image_size) != tuple(tokenizer.image_size):
@@ -68,7 +69,7 @@ def main(config: DictConfig) -> int:
     batches.samples_seen = run.counters.samples
     module = Stage2(
         prior,
-        launch.recipe(settings["train"]),
+        recipe,
         image_size=tokenizer.image_size,
         preview=partial(pipeline.preview, tokenizer, tuple(data.class_names), settings["preview"]),
         tokenizer=source,
@@ -89,7 +90,6 @@ def main(config: DictConfig) -> int:
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
-    precision = build.precision(settings)
     return launch.train(module, batches, run, settings, boards=boards, precision=precision)
 
 
