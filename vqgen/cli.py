@@ -168,6 +168,12 @@ def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, A
     key = override.key_or_group
     inner = {".".join(path.split(".")[:n]) for path in known for n in range(1, path.count(".") + 1)}
     if key not in known and key not in inner:
+        group = key.split(".")[0]
+        for stage in ("stage1", "stage2"):
+            if group not in groups and (CONF / stage / group).is_dir():
+                raise ValueError(
+                    f"there is no setting {key!r} here; {group} is a setting of train_{stage}.py"
+                )
         raise ValueError(f"there is no setting {key!r}{nearest(key, [*known, *groups, *inner])}")
     if override.is_delete():
         return

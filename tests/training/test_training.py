@@ -251,7 +251,9 @@ def test_a_bad_discriminator_stops_the_run(tmp_path: Path, capsys, what: str) ->
             losses.parts["gan/lecam"].fill_(float("nan"))
             return type(losses)(losses.total * float("nan"), losses.parts)
         bias = module.loss.gan.discriminator.main[-1].bias
-        return type(losses)(losses.total + 0 * (bias - bias.detach()).abs().sqrt().sum(), losses.parts)
+        return type(losses)(
+            losses.total + 0 * (bias - bias.detach()).abs().sqrt().sum(), losses.parts
+        )
 
     module.loss.discriminator = poisoned  # type: ignore[method-assign]
     term = "gan/lecam" if what == "loss" else "gradient of the discriminator"
