@@ -142,7 +142,16 @@ def data(settings: dict[str, Any]) -> Any:
     """The data module of the resolved config; batch and seed come from `train`."""
     train = settings["train"]
     shared = {"global_batch": train["global_batch"], "accumulate": train["accumulate"]}
-    return make(settings["data"], **shared, seed=train["seed"])
+    try:
+        return make(settings["data"], **shared, seed=train["seed"])
+    except TypeError as error:  # the sources hand on what they do not know themselves
+        if "unexpected keyword argument" not in str(error):
+            raise
+        word = str(error).split("'")[1]
+        known = [f"data.{key}" for key in settings["data"] if key != word]
+        raise ValueError(
+            f"there is no setting 'data.{word}'{nearest(f'data.{word}', known)}"
+        ) from error
 
 
 def boards(
