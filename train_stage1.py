@@ -32,6 +32,7 @@ def main(config: DictConfig) -> int:
             f"stage 1 needs images, and data={cli.choice('data')} holds latents for stage 2; "
             "type data=emoji, or data=folder data.root=DIR"
         )
+    recipe, precision = launch.recipe(settings["train"]), build.precision(settings)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
     start = finetune.begin_tokenizer(settings, cli.typed_overrides(), data.image_size)
@@ -48,7 +49,7 @@ def main(config: DictConfig) -> int:
     module = Stage1(
         tokenizer,
         loss,
-        launch.recipe(settings["train"]),
+        recipe,
         architecture=start.architecture,
         facts={
             "class_names": list(data.class_names),
@@ -62,7 +63,6 @@ def main(config: DictConfig) -> int:
     derived |= build.sizes(tokenizer=tokenizer, loss=loss)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
-    precision = build.precision(settings)
     return launch.train(module, data, run, settings, boards=boards, precision=precision)
 
 

@@ -198,6 +198,30 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
     ("misspelt a choice", lambda p: None, "train_stage1", ["data=emojy"], "did you mean emoji?"),
     ("gave no value", lambda p: None, "train_stage1", ["resume"], "'resume' without a value"),
     ("gave a word for a number", lambda p: None, "train_stage1", ["train.lr=x"], "wants a number"),
+    (
+        "typed a setting of stage 2",
+        lambda p: None,
+        "train_stage1",
+        ["prior=llamagen"],
+        "prior is a setting of train_stage2.py",
+    ),
+    *(
+        (
+            f"gave {word}",
+            lambda p: stage1_run(p / "runs"),
+            "train_stage2",
+            [word, *TINY_PICTURES],
+            sentence,
+        )
+        for word, sentence in {
+            "prior.depth=0": "wanted prior.depth of at least 1, got 0",
+            "prior.heads=0": "wanted prior.heads of at least 1, got 0",
+            "prior.label_dropout=2": "prior.label_dropout=0.1",
+            "preview.guidance=strong": "wanted guidance as a number",
+            "preview.per_class=0": "preview.per_class=8",
+            "+preview.topk=3": "LlamaGen has no knob 'topk'; did you mean top_k?",
+        }.items()
+    ),
     ("named no folder", lambda p: None, "train_stage1", ["data=folder"], "data.root=DIR"),
     (
         "named a folder that is not there",
@@ -270,7 +294,32 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: None,
         "train_stage1",
         ["train.lr=-1", *QUICK],
-        "train.lr > 0",
+        "wanted train.lr as a number of at least 0, got -1",
+    ),
+    *(
+        (f"gave {word}", lambda p: None, "train_stage1", [word, *QUICK], sentence)
+        for word, sentence in {
+            "train.log_every=0": "wanted train.log_every as a number of at least 1, got 0",
+            "train.save_every=0": "wanted train.save_every as a number of at least 1, got 0",
+            "train.validate_every=null": "wanted train.validate_every as a number",
+            "train.lr=0": "wanted train.lr > 0",
+            "train.lr=null": "wanted train.lr as a number of at least 0, got None",
+            "train.seed=-1": "wanted train.seed as a number of at least 0, got -1",
+            "train.weight_decay=-1": "wanted train.weight_decay as a number of at least 0",
+            "train.clip=-1": "train.clip=null to switch it off",
+            "train.betas=[0.9]": "wanted train.betas as two numbers",
+            "train.betas=[0.9,1.5]": "got [0.9, 1.5]",
+            "train.betas=0.9": "wanted train.betas as two numbers",
+            "tokenizer.encoder.multipliers=[]": "tokenizer.encoder.multipliers=[1,2]",
+            "tokenizer.bottleneck.codebook.size=0": "codebook.size as a whole number of at least 1",
+            "tokenizer.bottleneck.codebook.dim=0": "codebook.dim as a whole number of at least 1",
+            "tokenizer.bottleneck.codebook.ema_decay=2": "codebook.ema_decay as a number from 0",
+            "trainer.precision=16-mixed": "wanted trainer.precision as auto, 32-true or bf16-mixed",
+            "trainer.devices=0": "trainer.devices=auto",
+            "+trainer.acelerator=gpu": "lightning.Trainer has no argument trainer.acelerator",
+            "+data.siez=3": "there is no setting 'data.siez'; did you mean data.size?",
+            "+train.lrr=1": "there is no setting 'train.lrr'; did you mean train.lr?",
+        }.items()
     ),
     (
         "started the GAN after the end",

@@ -1,5 +1,9 @@
 """What a user typed: misspelt overrides are one sentence that names the nearest valid word."""
 
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 
 from vqgen import build, cli
@@ -21,6 +25,8 @@ STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
         (STAGE1, "train.global_batch=true", r"train.global_batch wants a number"),
         (STAGE1, "loss.gan.adaptive=7", r"loss.gan.adaptive wants true or false, got 7"),
         (STAGE1, "data.flip=yep", r"data.flip wants true or false, got yep"),
+        (STAGE1, "prior.width=64", r"prior is a setting of train_stage2.py"),
+        (STAGE2, "loss.gan.start=0.3", r"loss is a setting of train_stage1.py"),
         (STAGE1, "foo", r"wanted settings like train.lr=1e-4, got 'foo' without a value"),
         (STAGE2, "prior=lamagen", r"did you mean llamagen\?"),
         (STAGE2, "prior.widht=64", r"did you mean prior.width\?"),
@@ -47,6 +53,27 @@ def test_typos_name_the_nearest_word(entry: tuple[str, str], word: str, sentence
 )
 def test_what_is_right_passes(entry: tuple[str, str], words: list[str]) -> None:
     cli.check_overrides(*entry, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("train: {max_step: 5}", r"no setting 'train.max_step'; did you mean train.max_steps\?"),
+        ("trian: {lr: 1e-3}", r"no setting 'trian'; did you mean train\?"),
+        ("train: {lr: 1e-3}", None),
+    ],
+)
+def test_typos_in_an_experiment_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, sentence: str | None
+) -> None:
+    """A user's own recipe: a misspelt key of it would else be read by nobody."""
+    copied = tmp_path / "conf"
+    shutil.copytree(cli.CONF, copied)
+    recipe = copied / "stage1" / "experiment" / "mine.yaml"
+    recipe.write_text(f"# @package _global_\n{text}\n")
+    monkeypatch.setattr(cli, "CONF", copied)
+    with pytest.raises(ValueError, match=sentence) if sentence else nullcontext():
+        cli.check_overrides(*STAGE1, ["experiment=mine"])
 
 
 def test_an_unknown_key_of_a_node_names_the_nearest_argument() -> None:

@@ -26,8 +26,8 @@ from vqgen.tokenizers.features import AsFeatures
 from vqgen.tokenizers.gaussian import GaussianBottleneck
 from vqgen.tokenizers.multiscale import MultiScaleQuantizer
 from vqgen.tokenizers.vq import VectorQuantizer
-from vqgen.training.module import Budget, Recipe
 from vqgen.training.optimizer import Schedule
+from vqgen.training.recipe import Budget, Recipe
 
 SIZE = (16, 24)  # not square, on purpose
 CODES = 32

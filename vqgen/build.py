@@ -14,6 +14,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
 
 def plain(config: Any) -> Any:
     """A resolved config as plain dicts, lists and values."""
@@ -46,6 +48,7 @@ def prior(node: Any, tokenizer: Any, *, num_classes: int) -> Any:
     anything is built. A prior with an argument `pyramid` gets the tokenizer's."""
     node = plain(node)
     check_pair(node, tokenizer.spec)
+    _check_numbers(node)
     arguments = inspect.signature(hydra.utils.get_class(node["_target_"])).parameters
     more = {"pyramid": tokenizer.pyramid} if "pyramid" in arguments else {}
     return make(node, spec=tokenizer.spec, num_classes=num_classes, **more)
@@ -85,6 +88,25 @@ def check_path(node: Any) -> None:
         )
 
 
+def _check_numbers(node: dict[str, Any], path: str = "prior") -> None:
+    """Raise ValueError for sizes below 1 and a dropout of conditions outside of [0, 1]: whatever
+    the family, these words mean the same."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            _check_numbers(value, f"{path}.{name}")
+        if not isinstance(value, int | float):
+            continue
+        if name in ("width", "depth", "heads", "kv_heads", "multiple_of") and value < 1:
+            raise ValueError(
+                f"wanted {path}.{name} of at least 1, got {value}; leave it out for the size's own"
+            )
+        if name == "label_dropout" and not 0 <= value <= 1:
+            raise ValueError(
+                f"wanted {path}.label_dropout (how often training withholds the condition) from 0 "
+                f"to 1, got {value}; type {path}.label_dropout=0.1"
+            )
+
+
 def _check_arguments(node: Any) -> None:
     if isinstance(node, list):
         for part in node:
@@ -120,7 +142,16 @@ def data(settings: dict[str, Any]) -> Any:
     """The data module of the resolved config; batch and seed come from `train`."""
     train = settings["train"]
     shared = {"global_batch": train["global_batch"], "accumulate": train["accumulate"]}
-    return make(settings["data"], **shared, seed=train["seed"])
+    try:
+        return make(settings["data"], **shared, seed=train["seed"])
+    except TypeError as error:  # the sources hand on what they do not know themselves
+        if "unexpected keyword argument" not in str(error):
+            raise
+        word = str(error).split("'")[1]
+        known = [f"data.{key}" for key in settings["data"] if key != word]
+        raise ValueError(
+            f"there is no setting 'data.{word}'{nearest(f'data.{word}', known)}"
+        ) from error
 
 
 def boards(
@@ -151,8 +182,14 @@ def sizes(**models: nn.Module) -> dict[str, str]:
 
 def precision(settings: dict[str, Any]) -> str:
     """Lightning's name of the precision: `auto` is bf16 autocast where the hardware computes in it,
-    else float32."""
+    else float32. Raises ValueError for others: float16 would need its losses scaled, and weights
+    kept in bf16 lose the small steps of the average."""
     wanted = settings["trainer"]["precision"]
+    if wanted not in PRECISIONS:
+        raise ValueError(
+            f"wanted trainer.precision as {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got "
+            f"{wanted}; type trainer.precision=auto"
+        )
     if wanted != "auto":
         return str(wanted)
     if torch.cuda.is_available():

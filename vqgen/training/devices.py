@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning import Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -86,6 +88,23 @@ def largest(number: int) -> int:
     value = torch.tensor(number)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
+
+
+def trainer(node: dict[str, Any], **more: Any) -> Trainer:
+    """Lightning's Trainer for the trainer node, whose unknown names and devices that are not there
+    are a ValueError. more: its arguments that are not the user's."""
+    arguments = trainer_arguments(node)
+    valid = list(inspect.signature(Trainer).parameters)
+    for name in arguments:
+        if name not in valid:
+            raise ValueError(f"lightning.Trainer has no argument trainer.{name}; leave it out")
+    try:
+        return Trainer(**{**arguments, **more})
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"wanted a trainer with accelerator={node['accelerator']} devices={node['devices']}, "
+            f"got: {str(error).splitlines()[0]}; type trainer.accelerator=auto trainer.devices=auto"
+        ) from error
 
 
 def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:

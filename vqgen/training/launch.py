@@ -11,20 +11,26 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 
 from vqgen import checkpoint, runs
 from vqgen.training import devices, switches
 from vqgen.training.callbacks import Console, SaveRun
 from vqgen.training.logs import Board, FileBoard
-from vqgen.training.module import Budget, Counters, Recipe, TrainingModule
+from vqgen.training.module import TrainingModule
 from vqgen.training.optimizer import Schedule
+from vqgen.training.recipe import Budget, Counters, Recipe
 
 # settings that a resumed run may change without becoming another experiment
 FREE = (
     *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
     *("logger.", "trainer.", "run.", "preview.", "plan", "small_fd."),
 )
+# numbers of the `train` node that have to be given, and the least that they may be
+LEAST = {
+    **dict.fromkeys(("log_every", "validate_every", "save_every", "accumulate"), 1),
+    **dict.fromkeys(("lr", "lr_end", "warmup_steps", "weight_decay", "ema", "seed"), 0),
+}
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,19 @@ def _open_run(
 
 
 def recipe(train: dict[str, Any]) -> Recipe:
-    """The `train` node as the recipe both stages share."""
+    """The `train` node as the recipe both stages share. Raises ValueError for numbers out of
+    range."""
+    for name, least in LEAST.items():
+        if not isinstance(train[name], int | float) or train[name] < least:
+            raise ValueError(
+                f"wanted train.{name} as a number of at least {least}, got {train[name]}; leave "
+                f"it out for the recipe's own"
+            )
+    betas = train["betas"]
     return Recipe(
         budget=Budget(train["max_steps"], train["max_minutes"]),
         schedule=Schedule(train["lr"], train["lr_end"], train["warmup_steps"]),
-        betas=tuple(train["betas"]),
+        betas=tuple(betas) if isinstance(betas, list) else (betas,),  # two, or it is refused
         weight_decay=train["weight_decay"],
         clip=train["clip"],
         ema=train["ema"],
@@ -134,14 +148,15 @@ def train(
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # inside Lightning
     options = settings["train"]
     saver = SaveRun(run.folder, options["save_every"], options["validate_every"])
-    lightning = Trainer(
-        **{**devices.trainer_arguments(settings["trainer"]), "precision": precision},
+    lightning = devices.trainer(
+        settings["trainer"],
+        precision=precision,
         default_root_dir=run.folder,
         logger=boards,
         callbacks=[Console(), saver],
         max_epochs=-1,
         max_steps=-1,
-        val_check_interval=options["validate_every"] * module.recipe.accumulate,
+        val_check_interval=int(options["validate_every"]) * module.recipe.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shares batches out itself

@@ -1,0 +1,74 @@
+"""Which tokenizer a prior is trained on: the one that was typed, or the newest run that fits; and
+whether the data suits it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vqgen import build, features, finetune, pipeline, runs
+from vqgen.contracts import Tokenizer
+from vqgen.data import cache
+
+
+def find_tokenizer(settings: dict[str, Any]) -> Path:
+    """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
+    read (and that made the cache, for data=cache).
+
+    settings  the resolved config of stage 2. Raises ValueError if there is none."""
+    build.check_path(settings["prior"])
+    if settings["as_features"]:
+        features.check(settings["prior"])
+    if settings["tokenizer"] == "auto" and settings["init"]:
+        return finetune.find(settings["init"], "tokenizer")
+    cached = cache.made_from(settings["data"])
+    command = "python train_stage1.py (what the prior needs is said above), or tokenizer=PATH"
+    if cached:
+        command = f"tokenizer={cached.tokenizer_path}, where the one that made the cache was"
+    fits = partial(
+        refusal,
+        settings["prior"],
+        fingerprint=cached and cached.tokenizer,
+        as_features=settings["as_features"],
+    )
+    root = Path(settings["run"]["root"])
+    return runs.stage1_export(settings["tokenizer"], root, refusal=fits, command=command)
+
+
+def check_data(settings: dict[str, Any], data: Any, tokenizer: Tokenizer) -> None:
+    """Raise ValueError for data of another size than the tokenizer's, and where images are needed
+    but the data is a cache of latents.
+
+    settings  the resolved config of stage 2; data: the data module made of it"""
+    height, width = tokenizer.image_size
+    if tuple(data.image_size) != (height, width):
+        raise ValueError(
+            f"the tokenizer {settings['tokenizer']} takes images of {tokenizer.image_size}, the "
+            f"data gives {tuple(data.image_size)}; type data.size=[{height},{width}] or another "
+            "tokenizer=PATH"
+        )
+    has_images = "size" in settings["data"]
+    if not has_images and (settings["as_features"] or settings["small_fd"]["samples"]):
+        raise ValueError(
+            "as_features=true and small_fd.samples need images, and data=cache holds latents; "
+            "leave them out, or type data=emoji, data=folder ..."
+        )
+
+
+def refusal(
+    prior: dict[str, Any],
+    export: Path,
+    *,
+    fingerprint: str | None = None,
+    as_features: bool = False,
+) -> str | None:
+    """Why the prior of this config node cannot read the latents of a tokenizer export, or that it
+    is not the one of this fingerprint; None if it can."""
+    load = features.load if as_features else pipeline.load_tokenizer
+    try:
+        tokenizer, _, mark = load(export)
+        if fingerprint is not None and mark != fingerprint:
+            return f"its tokenizer ({mark}) is not the one that made the cache ({fingerprint})"
+        build.check_pair(prior, tokenizer.spec)
+    except ValueError as error:
+        return str(error)
+    return None
