@@ -24,7 +24,12 @@ from vqgen.training.optimizer import Schedule
 FREE = (
     *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
     *("logger.", "trainer.", "run.", "preview.", "plan", "small_fd."),
+    # how the same batches reach the devices; a smaller machine needs other ones
+    *("train.accumulate", "data.workers", "data.cache_mb", "data.verify"),
 )
+
+
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,10 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
     root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
     if resume == "auto":
         for run in runs.newest_first(root, stage, name):
-            if (run / "checkpoints").is_dir():
+            if any((run / "checkpoints" / name).is_file() for name in CHECKPOINTS):
                 print(f"resuming {run}")
                 return run
+            print(f"passing over {run}, which was stopped before its first checkpoint")
         print(f"no run named {name} under {root / stage}: starting a new one")
         return None
     if not (Path(resume) / "config.yaml").is_file():
@@ -124,7 +130,7 @@ def train(
     boards  where numbers and pictures go besides the files of the run folder
     Returns 0, or 128 + signal if one asked the run to leave."""
     lock = FileLock(run.folder / ".lock")  # the system lets go of it when the process dies
-    devices.once(lambda: _lock(lock, run.folder))
+    devices.once(lambda: _begin(lock, run.folder))
     switched = {name: settings["trainer"].get(name, False) for name in devices.SWITCHES}
     switches.apply_(module.model, **switched)
     boards = [FileBoard(run.folder), *boards]
@@ -179,7 +185,8 @@ def train(
     return 128 + saver.signal
 
 
-def _lock(lock: FileLock, folder: Path) -> None:
+def _begin(lock: FileLock, folder: Path) -> None:
+    """Take the folder for this run, and clear away what a killed one left half written."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -187,6 +194,13 @@ def _lock(lock: FileLock, folder: Path) -> None:
             f"{folder} is being trained by another process; wait for it, stop it, or start a run "
             "of another name with run.name=NAME"
         ) from None
+    except OSError as error:
+        raise OSError(
+            f"cannot write in the run folder {folder} ({error.strerror}); make it writable, or "
+            "copy it to a place that is and type train.resume=COPY"
+        ) from error
+    for half in folder.glob(f"**/{checkpoint.HALF_WRITTEN}"):
+        half.unlink()
 
 
 def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
@@ -202,7 +216,7 @@ def read_counters(run: Path) -> tuple[Path, Counters]:
     """The newest readable checkpoint and its counters; a damaged last one falls back to the one
     before."""
     problems = []
-    for name in ("last.ckpt", "previous.ckpt"):
+    for name in CHECKPOINTS:
         path = run / "checkpoints" / name
         if not path.is_file():
             continue
