@@ -3,12 +3,14 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, checkpoint, cli, features, finetune, pipeline, runs
+from vqgen.contracts import Tokenizer
 from vqgen.data import cache
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
@@ -35,12 +37,7 @@ def main(config: DictConfig) -> int:
     tokenizer, _, fingerprint = (features.load if wrap else pipeline.load_tokenizer)(source)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
-    if tuple(data.image_size) != tuple(tokenizer.image_size):
-        raise ValueError(
-            f"the tokenizer {export} takes images of {tokenizer.image_size}, the data gives "
-            f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
-            f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
-        )
+    check_size(data.image_size, tokenizer, export)
     batches = data.latents(tokenizer, fingerprint)
     start = finetune.begin_prior(settings, cli.typed_overrides(), tokenizer, data.num_classes)
     prior, settings["prior"] = start.model, start.settings
@@ -64,7 +61,7 @@ def main(config: DictConfig) -> int:
     run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
     if wrap:
         source = run.folder / "tokenizer"
-        fingerprint = features.save(source, tokenizer, export)
+        fingerprint = devices.once(partial(features.save, source, tokenizer, export))
     batches.samples_seen = run.counters.samples
     module = Stage2(
         prior,
@@ -94,17 +91,43 @@ def main(config: DictConfig) -> int:
 
 
 def show_plan(settings: dict) -> int:
-    """plan=true: what the run would take; neither data nor weights are loaded."""
-    header = checkpoint.read_header(find_tokenizer(settings))
+    """plan=true: what the run would take; no data and no weights of a prior are loaded."""
+    export = find_tokenizer(settings)
+    words = cli.merged(launch.stored_overrides(export.parent), group="data")
+    settings = build.plain(cli.compose("train_stage2", words))  # as training will find it
+    header = checkpoint.read_header(export)
+    architecture = header["architecture"]
+    if settings["as_features"]:
+        architecture = features.wrapped(architecture)
+    node = settings["prior"]
+    if settings["init"]:
+        found = finetune.find(settings["init"], "prior")
+        node = checkpoint.read_header(found)["architecture"]
     names = header["facts"]["class_names"]
     with torch.device("meta"):
-        tokenizer = build.model(header["architecture"])
-        prior = build.prior(settings["prior"], tokenizer, num_classes=len(names))
+        tokenizer = build.model(architecture)
+        prior = build.prior(node, tokenizer, num_classes=len(names))
+    check_size(settings["data"].get("size"), tokenizer, export)
     world = devices.planned(settings["trainer"])
-    images = header["facts"].get("data", {}).get("train_images")
+    typed = any(word.lstrip("+~").startswith("data") for word in cli.typed_overrides())
+    cached = cache.made_from(settings["data"])
+    known = {} if typed else header["facts"].get("data", {})
+    images = cached.images["train"] if cached else known.get("train_images")
     train = settings["train"]
     micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
     return plan.show(plan.plan(settings, prior, devices=world, images=images, micro=micro))
+
+
+def check_size(size: Any, tokenizer: Tokenizer, export: Path) -> None:
+    """Raise ValueError if images of this size (None: of a cache, which knows) are not what the
+    tokenizer takes."""
+    given = (size, size) if isinstance(size, int) else tuple(size or tokenizer.image_size)
+    if given != tuple(tokenizer.image_size):
+        raise ValueError(
+            f"the tokenizer {export} takes images of {tokenizer.image_size}, the data gives "
+            f"{given}; type data.size=[{tokenizer.image_size[0]},"
+            f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
+        )
 
 
 def find_tokenizer(settings: dict) -> Path:

@@ -103,7 +103,13 @@ def _open_run(
 
 
 def recipe(train: dict[str, Any]) -> Recipe:
-    """The `train` node as the recipe both stages share."""
+    """The `train` node as the recipe both stages share. Raises ValueError for what cannot be."""
+    for name in ("log_every", "save_every", "validate_every"):
+        if train.get(name, 1) < 1:
+            raise ValueError(
+                f"wanted train.{name} of at least 1 step, got {train[name]}; "
+                f"type train.{name}=1000, say"
+            )
     return Recipe(
         budget=Budget(train["max_steps"], train["max_minutes"]),
         schedule=Schedule(train["lr"], train["lr_end"], train["warmup_steps"]),
@@ -166,12 +172,10 @@ def train(
         if saver.signal is None and module.counters.step != module.validated_step:
             lightning.validate(module, data, verbose=False)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        sentence = _explained(error, module)
+        if sentence is None:
             raise
-        raise OSError(
-            f"a loader process died ({str(error).splitlines()[0]}), often for lack of memory; "
-            f"type data.workers=0 or fewer, and train.resume={run.folder} to go on"
-        ) from error
+        raise OSError(f"{sentence}, and train.resume={run.folder} to go on") from error
     finally:
         for board in boards:
             board.close()
@@ -183,6 +187,22 @@ def train(
         f"go on with train.resume={run.folder}"
     )
     return 128 + saver.signal
+
+
+def _explained(error: RuntimeError, module: TrainingModule) -> str | None:
+    """What happened and what to type; None for an error of another kind."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    if "DataLoader worker" in first:
+        return (
+            f"a loader process died ({first}), often for lack of memory; "
+            "type data.workers=0 or fewer"
+        )
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first:
+        return (
+            f"out of memory at step {module.counters.step} ({first}); type train.accumulate="
+            f"{2 * module.recipe.accumulate} for smaller batches on each device"
+        )
+    return None
 
 
 def _begin(lock: FileLock, folder: Path) -> None:
