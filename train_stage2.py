@@ -8,6 +8,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, checkpoint, cli, features, finetune, fitting, pipeline
+from vqgen.data import cache
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
 from vqgen.preview import Preview
@@ -55,7 +56,7 @@ def main(config: DictConfig) -> int:
     run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
     if wrap:
         source = run.folder / "tokenizer"
-        fingerprint = features.save(source, tokenizer, export)
+        fingerprint = devices.once(partial(features.save, source, tokenizer, export))
     batches.samples_seen = run.counters.samples
     module = Stage2(
         prior,
@@ -81,14 +82,28 @@ def main(config: DictConfig) -> int:
 
 
 def show_plan(settings: dict) -> int:
-    """plan=true: what the run would take; neither data nor weights are loaded."""
-    header = checkpoint.read_header(fitting.find_tokenizer(settings))
+    """plan=true: what the run would take; no data and no weights of a prior are loaded."""
+    export = fitting.find_tokenizer(settings)
+    words = cli.merged(launch.stored_overrides(export.parent), group="data")
+    settings = build.plain(cli.compose("train_stage2", words))  # as training will find it
+    header = checkpoint.read_header(export)
+    architecture = header["architecture"]
+    if settings["as_features"]:
+        architecture = features.wrapped(architecture)
+    node = settings["prior"]
+    if settings["init"]:
+        found = finetune.find(settings["init"], "prior")
+        node = checkpoint.read_header(found)["architecture"]
     names = header["facts"]["class_names"]
     with torch.device("meta"):
-        tokenizer = build.model(header["architecture"])
-        prior = build.prior(settings["prior"], tokenizer, num_classes=len(names))
+        tokenizer = build.model(architecture)
+        prior = build.prior(node, tokenizer, num_classes=len(names))
+    fitting.check_size(settings["data"].get("size"), tokenizer, export)
     world = devices.planned(settings["trainer"])
-    images = header["facts"].get("data", {}).get("train_images")
+    typed = any(word.lstrip("+~").startswith("data") for word in cli.typed_overrides())
+    cached = cache.made_from(settings["data"])
+    known = {} if typed else header["facts"].get("data", {})
+    images = cached.images["train"] if cached else known.get("train_images")
     train = settings["train"]
     micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
     return plan.show(plan.plan(settings, prior, devices=world, images=images, micro=micro))

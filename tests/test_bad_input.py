@@ -490,6 +490,31 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["trainer.strategy=dpp", *QUICK],
         "trainer=ddp or trainer=fsdp",
     ),
+    *(
+        (
+            f"plans {words[0]}",
+            lambda p: stage1_run(p / "runs"),
+            program,
+            ["plan=true", *words],
+            text,
+        )
+        for program, words, text in (
+            ("train_stage1", ["trainer=fsdp"], "type trainer=ddp"),
+            ("train_stage1", ["data=cache", "data.root=c"], "stage 1 needs images"),
+            ("train_stage1", ["trainer.strategy=dpp"], "trainer=ddp or trainer=fsdp"),
+            ("train_stage1", ["trainer.devices=[0,1]"], "CUDA_VISIBLE_DEVICES=0,1"),
+            ("train_stage1", ["train.save_every=0"], "type train.save_every=1000"),
+            ("train_stage2", ["data.size=64"], "type data.size=[16,24]"),
+            ("train_stage2", ["init=nowhere"], "which does not exist"),
+        )
+    ),
+    (
+        "wants several machines and starts none",
+        lambda p: None,
+        "train_stage1",
+        ["trainer.num_nodes=2", "trainer.accelerator=cpu", *QUICK],
+        "from torchrun or srun",
+    ),
     (
         "plans a batch that the devices cannot share",
         lambda p: None,

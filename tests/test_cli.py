@@ -84,8 +84,42 @@ def test_an_unknown_key_of_a_node_names_the_nearest_argument() -> None:
         build.make({"_target_": "vqgen.losses.stage1.Stage1Loss", "gan": node})
 
 
-def test_a_saved_model_may_only_name_classes_of_vqgen() -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("os.system", "vqgen.checkpoint.os.system", "vqgen.data.listing.os.system"),
+        *("vqgen.build.make", "vqgen.tokenizers.vq.torch.load", "vqgen.nn.nowhere.Thing", "vqgen"),
+    ],
+)
+def test_a_saved_model_may_only_name_classes_of_vqgen(target: str, tmp_path: Path) -> None:
+    """Neither another library's, nor what a module of vqgen has imported itself."""
+    harm = {"_target_": target, "command": f"mkdir {tmp_path}/harm"}
     with pytest.raises(ValueError, match="only classes of vqgen"):
-        build.model(
-            {"_target_": "vqgen.tokenizers.vq.VectorQuantizer", "x": {"_target_": "os.system"}}
-        )
+        build.model({"_target_": "vqgen.tokenizers.vq.VectorQuantizer", "x": harm})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("data._target_=os.system", "++data.size={_target_: os.getcwd}"),
+        *("data=../../../evil", "hydra.searchpath=[file:///evil]"),
+    ],
+)
+def test_a_run_folder_cannot_bring_its_own_code(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "typed_overrides", lambda: ["train.lr=1e-4"])
+    with pytest.raises(ValueError, match=r"overrides\.txt.*type it yourself"):
+        cli.merged([word])
+    monkeypatch.setattr(cli, "typed_overrides", lambda: [word])
+    assert cli.merged([word]) == [word]
+
+
+def test_what_a_run_was_started_with_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "typed_overrides", lambda: ["data.size=64"])
+    stored = ["data=folder", "data.root=../pictures", "data.size=32", "prior=flow"]
+    assert cli.merged(stored) == ["data=folder", "data.root=../pictures", "prior=flow", *TYPED]
+    assert cli.merged(["data=emoji", *stored[3:]], group="data") == TYPED
+
+
+TYPED = ["data.size=64"]

@@ -4,6 +4,7 @@ below sees a config.
 With cli.py the only file that knows Hydra."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
+# packages of vqgen that saved models and run folders name classes of
+STORED = (["tokenizers"], ["priors"], ["nn"], ["sampling"], ["data"])
 
 
 def plain(config: Any) -> Any:
@@ -33,14 +36,31 @@ def make(node: Any, **more: Any) -> Any:
 
 
 def model(architecture: dict[str, Any], **more: Any) -> Any:
-    """Make a model from the architecture stored in a file: only classes of vqgen may be named
+    """Make a model (or data) from what is stored in a file: only classes of vqgen may be named
     there."""
     for target in _targets(architecture):
-        if not target.startswith("vqgen."):
+        if not _is_ours(target):
             raise ValueError(
                 f"the saved model names {target!r}: only classes of vqgen are made from a file"
             )
     return make(architecture, **more)
+
+
+def _is_ours(target: str) -> bool:
+    """Whether this is the name of something that one of the packages defines that files may name.
+    What such a module imports does not count: vqgen.checkpoint.os.system is no part of vqgen."""
+    module, _, name = target.rpartition(".")
+    if module.split(".")[0] != "vqgen" or module.split(".")[1:2] not in STORED:
+        return False
+    found = getattr(_imported(module), name, None)
+    return (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__ == module
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
 
 
 def prior(node: Any, tokenizer: Any, *, num_classes: int) -> Any:

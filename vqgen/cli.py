@@ -213,12 +213,19 @@ def merged(stored: list[str], group: str | None = None) -> list[str]:
     """The overrides of an earlier run, then those typed now, which win.
 
     With `group`, only the stored ones of that group (data, say), and none if it was typed at all.
+    Raises ValueError for a stored one that could run foreign code: run folders are passed around.
     """
     typed = typed_overrides()
     if group is not None:
         stored = [word for word in stored if _key(word).split(".")[0] == group]
         if any(_key(word).split(".")[0] == group for word in typed):
             stored = []
+    for word in stored:
+        if word not in typed and _reaches_outside(word):
+            raise ValueError(
+                f"the run folder's overrides.txt holds {word!r}, which could run any program; if "
+                "you trust it, type it yourself"
+            )
     keys = {_key(word) for word in typed}
     return [*(word for word in stored if _key(word) not in keys), *typed]
 
@@ -230,6 +237,14 @@ def typed_overrides() -> list[str]:
 
 def _key(word: str) -> str:
     return word.lstrip("+~").split("=")[0]
+
+
+def _reaches_outside(word: str) -> bool:
+    """Whether an override names something to call, a setting of Hydra's, or a yaml that lies
+    outside of conf/."""
+    key, value = _key(word), word.partition("=")[2]
+    leaves = "." not in key and ".." in value and not Path(value.strip("'\"")).is_dir()
+    return "_target_" in word or key.startswith("hydra") or leaves
 
 
 def choice(group: str) -> str:

@@ -34,18 +34,24 @@ def find_tokenizer(settings: dict[str, Any]) -> Path:
     return runs.stage1_export(settings["tokenizer"], root, refusal=fits, command=command)
 
 
+def check_size(size: Any, tokenizer: Tokenizer, export: Path | str) -> None:
+    """Raise ValueError if images of this size, a number or (height, width), are not what the
+    tokenizer takes; None is a cache's, which was made by it."""
+    height, width = tokenizer.image_size
+    given = (size, size) if isinstance(size, int) else tuple(size or (height, width))
+    if given != (height, width):
+        raise ValueError(
+            f"the tokenizer {export} takes images of {tokenizer.image_size}, the data gives "
+            f"{given}; type data.size=[{height},{width}] or another tokenizer=PATH"
+        )
+
+
 def check_data(settings: dict[str, Any], data: Any, tokenizer: Tokenizer) -> None:
     """Raise ValueError for data of another size than the tokenizer's, and where images are needed
     but the data is a cache of latents.
 
     settings  the resolved config of stage 2; data: the data module made of it"""
-    height, width = tokenizer.image_size
-    if tuple(data.image_size) != (height, width):
-        raise ValueError(
-            f"the tokenizer {settings['tokenizer']} takes images of {tokenizer.image_size}, the "
-            f"data gives {tuple(data.image_size)}; type data.size=[{height},{width}] or another "
-            "tokenizer=PATH"
-        )
+    check_size(data.image_size, tokenizer, settings["tokenizer"])
     has_images = "size" in settings["data"]
     if not has_images and (settings["as_features"] or settings["small_fd"]["samples"]):
         raise ValueError(

@@ -25,12 +25,17 @@ from vqgen.training.recipe import Budget, Counters, Recipe
 FREE = (
     *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
     *("logger.", "trainer.", "run.", "preview.", "plan", "small_fd."),
+    # how the same batches reach the devices; a smaller machine needs other ones
+    *("train.accumulate", "data.workers", "data.cache_mb", "data.verify"),
 )
 # numbers of the `train` node that have to be given, and the least that they may be
 LEAST = {
     **dict.fromkeys(("log_every", "validate_every", "save_every", "accumulate"), 1),
     **dict.fromkeys(("lr", "lr_end", "warmup_steps", "weight_decay", "ema", "seed"), 0),
 }
+
+
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,10 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
     root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
     if resume == "auto":
         for run in runs.newest_first(root, stage, name):
-            if (run / "checkpoints").is_dir():
+            if any((run / "checkpoints" / name).is_file() for name in CHECKPOINTS):
                 print(f"resuming {run}")
                 return run
+            print(f"passing over {run}, which was stopped before its first checkpoint")
         print(f"no run named {name} under {root / stage}: starting a new one")
         return None
     if not (Path(resume) / "config.yaml").is_file():
@@ -138,7 +144,7 @@ def train(
     boards  where numbers and pictures go besides the files of the run folder
     Returns 0, or 128 + signal if one asked the run to leave."""
     lock = FileLock(run.folder / ".lock")  # the system lets go of it when the process dies
-    devices.once(lambda: _lock(lock, run.folder))
+    devices.once(lambda: _begin(lock, run.folder))
     switched = {name: settings["trainer"].get(name, False) for name in devices.SWITCHES}
     switches.apply_(module.model, **switched)
     boards = [FileBoard(run.folder), *boards]
@@ -175,12 +181,10 @@ def train(
         if saver.signal is None and module.counters.step != module.validated_step:
             lightning.validate(module, data, verbose=False)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        sentence = _explained(error, module)
+        if sentence is None:
             raise
-        raise OSError(
-            f"a loader process died ({str(error).splitlines()[0]}), often for lack of memory; "
-            f"type data.workers=0 or fewer, and train.resume={run.folder} to go on"
-        ) from error
+        raise OSError(f"{sentence}, and train.resume={run.folder} to go on") from error
     finally:
         for board in boards:
             board.close()
@@ -194,7 +198,24 @@ def train(
     return 128 + saver.signal
 
 
-def _lock(lock: FileLock, folder: Path) -> None:
+def _explained(error: RuntimeError, module: TrainingModule) -> str | None:
+    """What happened and what to type; None for an error of another kind."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    if "DataLoader worker" in first:
+        return (
+            f"a loader process died ({first}), often for lack of memory; "
+            "type data.workers=0 or fewer"
+        )
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first:
+        return (
+            f"out of memory at step {module.counters.step} ({first}); type train.accumulate="
+            f"{2 * module.recipe.accumulate} for smaller batches on each device"
+        )
+    return None
+
+
+def _begin(lock: FileLock, folder: Path) -> None:
+    """Take the folder for this run, and clear away what a killed one left half written."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -202,6 +223,13 @@ def _lock(lock: FileLock, folder: Path) -> None:
             f"{folder} is being trained by another process; wait for it, stop it, or start a run "
             "of another name with run.name=NAME"
         ) from None
+    except OSError as error:
+        raise OSError(
+            f"cannot write in the run folder {folder} ({error.strerror}); make it writable, or "
+            "copy it to a place that is and type train.resume=COPY"
+        ) from error
+    for half in folder.glob(f"**/{checkpoint.HALF_WRITTEN}"):
+        half.unlink()
 
 
 def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
@@ -217,7 +245,7 @@ def read_counters(run: Path) -> tuple[Path, Counters]:
     """The newest readable checkpoint and its counters; a damaged last one falls back to the one
     before."""
     problems = []
-    for name in ("last.ckpt", "previous.ckpt"):
+    for name in CHECKPOINTS:
         path = run / "checkpoints" / name
         if not path.is_file():
             continue
