@@ -186,16 +186,16 @@ class Stage1(TrainingModule[Tokenizer]):
         """What each scale of a pyramid uses, printed; nothing for tokens of one scale."""
         if self.scale_usage is None:
             return {}
-        print(
-            "codes in use / codes that this scale's tokens could use at most: "
-            f"{self.scale_usage.summary()}"
-        )
-        for name, share in self.scale_usage.shares().items():
-            if share < self.usage_alarm:
-                print(
-                    f"ALARM step {self.counters.step}: scale {name} uses only {share:.1%} of the "
-                    "codes that it could; try tokenizer.bottleneck.own_codebooks=true"
-                )
+        summary, shares = self.scale_usage.summary(), self.scale_usage.shares()  # over all ranks
+        alarms = [
+            f"ALARM step {self.counters.step}: scale {name} uses only {share:.1%} of the codes "
+            "that it could; try tokenizer.bottleneck.own_codebooks=true"
+            for name, share in shares.items()
+            if share < self.usage_alarm
+        ]
+        if self.trainer.is_global_zero:
+            print(f"codes in use / codes that this scale's tokens could use at most: {summary}")
+            print(*alarms, sep="\n", end="\n" if alarms else "")
         return self.scale_usage.numbers()
 
     def export(self, name: str) -> None:
