@@ -96,8 +96,9 @@ def pyramid_pipeline() -> Pipeline:
     tokenizer = tiny.multiscale()
     tokenizer(tiny.images(8).float() / 127.5 - 1)  # starts the codes
     prior = tiny.var(tokenizer)
-    for matters in (prior.condition.embedding, prior.transformer.head.modulation):
-        nn.init.normal_(matters.weight)
+    for name, parameter in prior.named_parameters():
+        if name in ("condition.embedding.weight", "transformer.head.modulation.weight"):
+            nn.init.normal_(parameter)  # the class matters
     nn.init.normal_(prior.transformer.head.out.weight, std=0.5)
     return Pipeline(tokenizer, prior, facts={"class_names": ["a", "b", "c"]})
 
