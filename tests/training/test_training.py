@@ -197,6 +197,20 @@ def test_stage2_reports_bits_beside_the_uniform_line(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "pipeline" / "prior" / "model.safetensors").is_file()
 
 
+def test_a_pyramid_reports_bits_by_scale(tmp_path: Path) -> None:
+    """In total and per token of the scale, over the whole validation set."""
+    module, data = STAGES["var"](tmp_path, 2)
+    run(tmp_path / "run", module, data, validate_every=2)
+    rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    last = {name: float(value) for _, name, value in rows[1:]}
+    scales = {"scale_1x1": 1, "scale_1x2": 2, "scale_2x3": 6}
+    bits = {name: last[f"val/bits/{name}"] for name in scales}
+    for name, length in scales.items():
+        assert last[f"val/bits_per_token/{name}"] == pytest.approx(bits[name] / length)
+    assert last["val/bits_per_token"] == pytest.approx(sum(bits.values()) / 9)
+    assert len(set(bits.values())) == 3
+
+
 def test_accumulation_is_the_same_gradient(tmp_path: Path) -> None:
     """One step of a batch of 4 has the gradient of two micro-batches of 2 (no GAN, no dropout)."""
     results = []

@@ -114,6 +114,11 @@ class Stage2(TrainingModule[Prior]):
                     bits_per_dimension(uniform, self.image_size)
                 ),
             }
+            numbers |= {
+                f"val/bits_per_token/{name}": float(bits_per_token(parts[name], length))
+                for name, length in spec.lengths.items()
+                if name in parts  # a prior that tells the scales apart
+            }
         else:  # bits of a density: pixels have no part in them, and they may be negative
             kind = f"density {kind}"
             size = spec.channels * spec.height * spec.width
