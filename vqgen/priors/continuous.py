@@ -61,8 +61,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The prediction at x_t: x [rows, C, h, w], t [rows] (float64, CPU), condition [rows,
         width] -> the shape of x, in float32 or better."""
-        scale = torch.hypot(self.path.mean(t), self.path.deviation(t))
-        value = self.network(x / fit(scale, x), fit(t, x).flatten(), condition)
+        value = self.network(x / fit(self.path.scale(t), x), fit(t, x).flatten(), condition)
         return fit(self.path.size(self.kind, t), x) * value.to(x.dtype)
 
     def embed(self, condition: Condition) -> Tensor:
