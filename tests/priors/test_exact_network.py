@@ -70,7 +70,7 @@ def test_the_bits_of_a_flow_are_the_gaussians(path: GaussianPath, kind: Kind) ->
 
 @paths
 def test_the_bits_of_a_flow_are_right_where_the_data_is_thin(path: GaussianPath) -> None:
-    """Equal steps of t are wrong by 0.01 to 0.07 bits here, on VE any grid but in scaled units."""
+    """On VE x itself, not x over the path's scale, would be short by 0.1 bits (docs/paths.md)."""
     x = THIN.draw(256, 3)
     bits = exact(Flow, path, "velocity", THIN, likelihood_probes=0).bits(x, Condition(256))
     assert abs(float((bits - THIN.nats(x) / math.log(2)).mean()) / 2) < 0.01
