@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgen.contracts import Condition, TokenSpec
+from vqgen.contracts import Condition, FeatureSpec, TokenSpec
 from vqgen.evaluation.card import Number
 from vqgen.evaluation.quality import numbered
 from vqgen.evaluation.sets import Images
@@ -74,6 +74,9 @@ def numbers(
     found: dict[str, Any] = {f"bits per dimension ({kind})": per_dimension}
     if isinstance(spec, TokenSpec):
         found[f"bits per token ({kind})"] = bits_per_token(bits, spec.length)
+    elif isinstance(spec, FeatureSpec):  # of a density: it may be negative
+        size_of_latents = spec.channels * spec.height * spec.width
+        found[f"bits per latent dimension ({kind})"] = bits / size_of_latents
     if from_decoder is not None:
         term = bits_per_dimension(from_decoder, size)
         found["decoder term, bits per dimension"] = term
