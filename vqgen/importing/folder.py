@@ -81,7 +81,7 @@ def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints
     more = replace(hints, size=size, scales=description.spec.scales)
     encoder = Match(tokenizer.family, tokenizer.describe(more))
     load(tokenizer, encoder)
-    beside = Beside.of_match(tokenizer.family.name, encoder)
+    beside = Beside.of_match(tokenizer, encoder)
     pairs.check_grids(prior, description, beside)
     match = Match(prior.family, description, beside.latents)
     load(prior, match)
