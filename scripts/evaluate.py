@@ -23,7 +23,8 @@ def main(config: DictConfig) -> None:
     model, samples = find_model(settings), settings["samples"]
     device = build.device(settings["device"])
     given = None if samples is None else Path(samples)
-    subject = Subject(protocol, model=model, samples=given, device=device)
+    data = settings.get("data")
+    subject = Subject(protocol, model=model, samples=given, data=data, device=device)
     network = features.load(protocol.features, protocol.weights, device)
     evaluation = Evaluation(
         protocol, subject, network, cache=Path(settings["cache"]), batch=settings["batch"]

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from PIL import Image
 
 from tests import tiny
 from tests.evaluation import runs
-from vqgen import cli
+from vqgen import build, cli
 from vqgen.evaluation import generator, sets
 from vqgen.evaluation.protocol import Protocol
 from vqgen.evaluation.run import Evaluated, Evaluation
@@ -179,6 +181,26 @@ def test_a_split_is_drawn_by_its_seed(root: Path, first: Evaluated) -> None:
     assert some.sha256 != subject.split("train", 10, seed=2).sha256
     with pytest.raises(ValueError, match="wanted 1 to 27 images of the train split, got n=28"):
         subject.split("train", 28)
+
+
+def test_an_imported_folder_is_evaluated_on_typed_data(
+    root: Path, first: Evaluated, network: Features, tmp_path: Path
+) -> None:
+    """A folder without a run's config.yaml; the data is read at the model's size, whatever it is
+    by default."""
+    model = tmp_path / "imported"
+    shutil.copytree(root / "stage2" / "20260101_000000_tiny" / "pipeline", model)
+    with pytest.raises(ValueError, match="there is no data to compare with"):
+        evaluate(root, network, runs.protocol(), model=model)
+    words = ["data=folder", f"data.root={root / 'pictures3'}", "data.val_fraction=0.25"]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
+        data = build.plain(hydra.compose("evaluate", words))["data"]
+    subject = Subject(runs.protocol(), model=model, samples=None, data=data, device="cpu")
+    assert subject.pipeline is not None
+    subject.pipeline.facts["knobs"] = {"top_k": 1}  # of a demo: a protocol decides for itself
+    again = Evaluation(runs.protocol(), subject, network, cache=root / "cache", batch=32).run()
+    assert again.card.numbers == first.card.numbers
+    assert "bits per dimension (exact)" in again.card.numbers
 
 
 def test_refused_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ def sample(
 
     `batch` changes the speed only: latents are decoded in passes of a fixed size."""
     labels = labels_of(protocol, pipeline.prior.num_classes, train_labels)
-    options: dict[str, Any] = {"guidance": protocol.guidance, **protocol.knobs}
+    # the protocol alone decides: a published model's own knobs are those of its demo
+    knobs = {knob.name: knob.default for knob in fields(pipeline.prior.Knobs)} | protocol.knobs
+    options: dict[str, Any] = {"guidance": protocol.guidance, **knobs}
     evaluations = evaluations_of(pipeline, labels, options)
     seeds = [protocol.seed + i for i in range(protocol.samples)]
     started = time.perf_counter()

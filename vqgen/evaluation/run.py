@@ -121,7 +121,7 @@ class Evaluation:
         assert pipeline is not None
         if self.protocol.validation_images == 0 or subject.data is None:
             card.left_out["likelihood"] = "no validation images: protocol.validation_images=0, or "
-            card.left_out["likelihood"] += "an export folder without its run's config.yaml"
+            card.left_out["likelihood"] += "no data=NAME beside an export"
             return
         held_out, from_decoder = subject.held_out(), None
         with self._timed("likelihood"):
