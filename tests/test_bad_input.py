@@ -136,12 +136,12 @@ def stage2_run(root: Path, mark: str | None = None) -> Path:
     return run
 
 
-def absorbing_run(root: Path) -> Path:
+def absorbing_run(root: Path, kernel: str = "absorbing") -> Path:
     """The same with a prior that samples in steps."""
-    run, prior = stage2_run(root), tiny.absorbing_for(tiny.tokenizer().spec)
+    run, prior = stage2_run(root), tiny.absorbing_for(tiny.tokenizer().spec, kernel=kernel)
     folder = run / "pipeline" / "prior"
     facts = checkpoint.read_header(folder)["facts"]
-    node = {**PRIOR, "_target_": "vqgen.priors.absorbing.Absorbing"}
+    node = {**PRIOR, "_target_": "vqgen.priors.absorbing.Absorbing", "kernel": kernel}
     checkpoint.save_model(folder, prior, kind="prior", architecture=node, facts=facts)
     return run
 
@@ -187,6 +187,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "train_stage2",
         ["prior=absorbing", "prior.schedule=square", *TINY_PICTURES],
         "linear, cosine, log_linear, arc_cosine",
+    ),
+    (
+        "gave a schedule that rises",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.schedule=[1,0.4,0.6,0]", *TINY_PICTURES],
+        "falling alpha-bars, got [1, 0.4, 0.6, 0]",
     ),
     (
         "wants the uniform kernel in continuous time",
@@ -722,6 +729,20 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "sample",
         ["seed=9223372036854775808"],
         "seeds from 0 to 2**63 - 1, got 9223372036854775808",
+    ),
+    (
+        "wants a uniform prior to choose by confidence",
+        lambda p: absorbing_run(p / "runs", kernel="uniform"),
+        "sample",
+        ["sampler=confidence"],
+        "kernel=uniform samples ancestrally",
+    ),
+    (
+        "asks for no step",
+        lambda p: absorbing_run(p / "runs"),
+        "sample",
+        ["steps=0"],
+        "wanted steps as a whole number of at least 1, got 0; type steps=16",
     ),
     (
         "asks for half a step",
