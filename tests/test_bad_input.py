@@ -956,3 +956,22 @@ def test_sampling_works_from_the_same_fixture(tmp_path: Path, monkeypatch, capsy
     with Image.open(tmp_path / "e_film.gif") as film:
         assert getattr(film, "n_frames") == 4  # noqa: B009 (Pillow's stubs leave it out)
     assert (tmp_path / "e.png").is_file() and (tmp_path / "e_film.png").is_file()
+
+
+def test_a_plan_is_of_what_training_will_find(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The recipe of the tokenizer's own data, a wrapped tokenizer, the sizes of a prior to go on
+    from; nothing is left behind."""
+    run = stage1_run(tmp_path / "runs")
+    (run / "overrides.txt").write_text("data=folder\ndata.root=mine\ndata.size=[16,24]\n")
+    monkeypatch.chdir(tmp_path)
+    assert typed("train_stage2", ["plan=true"], monkeypatch) == 0
+    assert "100,000 steps" in capsys.readouterr().out, "not the recipe of the emoji"
+    words = ["plan=true", "as_features=true", "prior=flow_tiny", "prior.network.patch=1"]
+    assert typed("train_stage2", words, monkeypatch) == 0
+    capsys.readouterr()
+    other = stage2_run(tmp_path / "other")
+    saved = checkpoint.read_model(other / "pipeline" / "prior", "prior").tensors
+    words = ["plan=true", f"init={other}", "data.size=[16,24]"]
+    assert typed("train_stage2", words, monkeypatch) == 0
+    assert f" {sum(value.numel() for value in saved.values()):,}" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "stage2").exists()
