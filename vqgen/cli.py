@@ -129,7 +129,7 @@ def _check_sections(primary: Path, composed: DictConfig, groups: set[str]) -> No
             continue
         if section not in allowed:
             raise ValueError(f"there is no setting {section!r}{nearest(str(section), allowed)}")
-        known = own.get(section)
+        known = own[str(section)] if section in own else None
         if not isinstance(known, DictConfig) or not isinstance(keys, DictConfig):
             continue
         for key in keys:

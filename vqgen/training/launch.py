@@ -117,11 +117,12 @@ def recipe(train: dict[str, Any]) -> Recipe:
                 f"wanted train.{name} as a number of at least {least}, got {train[name]}; leave "
                 f"it out for the recipe's own"
             )
-    betas = train["betas"]
+    betas: Any = train["betas"]
+    betas = tuple(betas) if isinstance(betas, list) else (betas,)  # two, or it is refused
     return Recipe(
         budget=Budget(train["max_steps"], train["max_minutes"]),
         schedule=Schedule(train["lr"], train["lr_end"], train["warmup_steps"]),
-        betas=tuple(betas) if isinstance(betas, list) else (betas,),  # two, or it is refused
+        betas=betas,
         weight_decay=train["weight_decay"],
         clip=train["clip"],
         ema=train["ema"],
