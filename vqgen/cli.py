@@ -122,14 +122,14 @@ def _check_sections(primary: Path, composed: DictConfig, groups: set[str]) -> No
     """Raise a ValueError for a key that an experiment file or +key=value adds to what the entry
     point reads: the sections of its own file are complete. (Keys of a `_target_` are checked
     where it is called.)"""
-    own = OmegaConf.load(primary)
+    own = DictConfig(OmegaConf.load(primary))
     allowed = [*(str(key) for key in own), *groups]
     for section, keys in composed.items():
         if section == "preview":  # also takes the knobs of whatever prior, which checks them
             continue
         if section not in allowed:
             raise ValueError(f"there is no setting {section!r}{nearest(str(section), allowed)}")
-        known = own[str(section)] if section in own else None
+        known = own.get(section)
         if not isinstance(known, DictConfig) or not isinstance(keys, DictConfig):
             continue
         for key in keys:
