@@ -3,12 +3,10 @@
 
 from functools import partial
 
-import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, checkpoint, cli, features, finetune, fitting, pipeline
-from vqgen.data import cache
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
 from vqgen.preview import Preview
@@ -87,23 +85,11 @@ def show_plan(settings: dict) -> int:
     words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))  # as training will find it
     header = checkpoint.read_header(export)
-    architecture = header["architecture"]
-    if settings["as_features"]:
-        architecture = features.wrapped(architecture)
-    node = settings["prior"]
-    if settings["init"]:
-        found = finetune.find(settings["init"], "prior")
-        node = checkpoint.read_header(found)["architecture"]
-    names = header["facts"]["class_names"]
-    with torch.device("meta"):
-        tokenizer = build.model(architecture)
-        prior = build.prior(node, tokenizer, num_classes=len(names))
+    tokenizer, prior = fitting.sketch(settings, header)
     fitting.check_size(settings["data"].get("size"), tokenizer, export)
     world = devices.planned(settings["trainer"])
     typed = any(word.lstrip("+~").startswith("data") for word in cli.typed_overrides())
-    cached = cache.made_from(settings["data"])
-    known = {} if typed else header["facts"].get("data", {})
-    images = cached.images["train"] if cached else known.get("train_images")
+    images = fitting.training_images(settings, {} if typed else header["facts"])
     train = settings["train"]
     micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
     return plan.show(plan.plan(settings, prior, devices=world, images=images, micro=micro))

@@ -5,8 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vqgen import build, features, finetune, pipeline, runs
-from vqgen.contracts import Tokenizer
+import torch
+
+from vqgen import build, checkpoint, features, finetune, pipeline, runs
+from vqgen.contracts import Prior, Tokenizer
 from vqgen.data import cache
 
 
@@ -58,6 +60,28 @@ def check_data(settings: dict[str, Any], data: Any, tokenizer: Tokenizer) -> Non
             "as_features=true and small_fd.samples need images, and data=cache holds latents; "
             "leave them out, or type data=emoji, data=folder ..."
         )
+
+
+def sketch(settings: dict[str, Any], header: dict[str, Any]) -> tuple[Tokenizer, Prior]:
+    """The tokenizer of this header and the prior that would be trained on it, without memory for
+    their weights (on the meta device)."""
+    architecture, node = header["architecture"], settings["prior"]
+    if settings["as_features"]:
+        architecture = features.wrapped(architecture)
+    if settings["init"]:
+        node = checkpoint.read_header(finetune.find(settings["init"], "prior"))["architecture"]
+    with torch.device("meta"):
+        tokenizer = build.model(architecture)
+        return tokenizer, build.prior(
+            node, tokenizer, num_classes=len(header["facts"]["class_names"])
+        )
+
+
+def training_images(settings: dict[str, Any], facts: dict[str, Any]) -> int | None:
+    """Images of an epoch: of the cache, or of the data that the tokenizer with these facts had;
+    None where only the data could tell."""
+    cached = cache.made_from(settings["data"])
+    return cached.images["train"] if cached else facts.get("data", {}).get("train_images")
 
 
 def refusal(
