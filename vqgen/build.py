@@ -99,13 +99,17 @@ def check_pair(node: Any, spec: Any) -> None:
 
 
 def check_path(node: Any) -> None:
-    """Raise ValueError for a path= that was typed with a prior that follows none."""
-    target = plain(node)["_target_"]
+    """Raise ValueError for a path= that was typed with a prior that follows none, or for numbers
+    that make no path."""
+    node = plain(node)
+    target = node["_target_"]
     if "path" in node and "path" not in inspect.signature(hydra.utils.get_class(target)).parameters:
         raise ValueError(
             f"path= is for prior=flow and prior=diffusion, got it with {target.rsplit('.')[-1]}; "
             "leave path out, or type prior=flow"
         )
+    if node.get("path"):
+        make(node["path"])
 
 
 def _check_numbers(node: dict[str, Any], path: str = "prior") -> None:

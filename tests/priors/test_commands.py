@@ -84,15 +84,6 @@ def test_sampling_of_a_path_is_refused(
             "0 < sigma_min < sigma_max, .*type prior.path.sigma_min=0.01",
         ),
         (["prior=diffusion_tiny", "path=ot"], "type path=vp, or prior=flow for path=ot"),
-        (["prior=flow_tiny", "path=vpp"], "vpp"),
-        (["prior=flow_tiny", "prior.network.patch=3"], "type prior.network.patch=1"),
-        (["prior=flow_tiny", "prior.pairing=optimum"], "type prior.pairing=random"),
-        (["prior=flow_tiny", "prior.likelihood_steps=-1"], "type prior.likelihood_steps=32"),
-        (["prior=flow_tiny", "prior.likelihood_probes=-1"], "type prior.likelihood_probes=1"),
-        (
-            ["prior=diffusion_tiny", "prior.likelihood_evaluations=0"],
-            "type prior.likelihood_evaluations=16",
-        ),
     ],
 )
 def test_training_on_a_path_is_refused(
@@ -101,5 +92,6 @@ def test_training_on_a_path_is_refused(
     refused: Callable[..., str],  # noqa: F811
     tmp_path: Path,
 ) -> None:
+    """The numbers of a path before any data is read."""
     standardized(tmp_path / "runs")
     assert re.search(cure, refused("train_stage2", *words, *TINY))

@@ -297,6 +297,8 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         ({"weighting": "snr"}, "weighting as one of uniform, 1/lambda, got snr; type prior.weig"),
         ({"times": "cosine"}, "times as one of uniform, logit_normal, got cosine; type prior.t"),
         ({"pairing": "ot"}, "pairing as one of random, optimal, got ot; type prior.pairing=rand"),
+        ({"likelihood_steps": -1}, "at least 0, got -1; type prior.likelihood_steps=32"),
+        ({"likelihood_probes": 0.5}, "at least 0, got 0.5; type prior.likelihood_probes=1"),
         ({"network": partial(NETWORK, patch=2)}, "divides the latents' 2 x 3, got 2; type prior"),
     ],
 )
@@ -308,6 +310,11 @@ def test_impossible_settings_are_refused(change: dict, sentence: str) -> None:
 def test_the_straight_path_is_no_diffusion() -> None:
     with pytest.raises(ValueError, match="path as one of vp, ve, got ot; type path=vp, or prior=f"):
         Diffusion(SPEC, network=NETWORK, path=OT())
+
+
+def test_a_bound_needs_an_evaluation() -> None:
+    with pytest.raises(ValueError, match=r"got 0; type prior\.likelihood_evaluations=16"):
+        Diffusion(SPEC, network=NETWORK, likelihood_evaluations=0)
 
 
 def test_wrong_questions_are_refused() -> None:
