@@ -17,7 +17,7 @@ from vqgen.sampling.unmasking import unmask
 
 VOCAB, SIZE = 11, (2, 3)
 SPEC = TokenSpec(VOCAB, (SIZE,))
-KINDS: dict[str, dict[str, int]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "unconditional": {},
     "class": {"num_classes": 3},
     "text": {"text_length": 4, "text_dim": 5},

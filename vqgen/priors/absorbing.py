@@ -198,7 +198,8 @@ class Absorbing(Prior):
                 logits = self.net(noisy, rates, front[rows], seen, asked)
                 if not branches.has_guidance(step):
                     return logits
-                return guide(*logits.chunk(2), branches.scales[step])
+                conditional, null = logits.chunk(2)
+                return guide(conditional, null, branches.scales[step])
 
             return self.process.generate(
                 predict,
