@@ -122,7 +122,7 @@ def _check_sections(primary: Path, composed: DictConfig, groups: set[str]) -> No
     """Raise a ValueError for a key that an experiment file or +key=value adds to what the entry
     point reads: the sections of its own file are complete. (Keys of a `_target_` are checked
     where it is called.)"""
-    own = OmegaConf.load(primary)
+    own: Any = OmegaConf.load(primary)  # a mapping
     allowed = [*(str(key) for key in own), *groups]
     for section, keys in composed.items():
         if section == "preview":  # also takes the knobs of whatever prior, which checks them

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -111,11 +111,11 @@ def recipe(train: dict[str, Any]) -> Recipe:
                 f"wanted train.{name} as a number of at least {least}, got {train[name]}; leave "
                 f"it out for the recipe's own"
             )
-    betas = train["betas"]
+    betas: Any = train["betas"]  # two numbers, or Recipe refuses it
     return Recipe(
         budget=Budget(train["max_steps"], train["max_minutes"]),
         schedule=Schedule(train["lr"], train["lr_end"], train["warmup_steps"]),
-        betas=tuple(betas) if isinstance(betas, list) else (betas,),  # two, or it is refused
+        betas=cast(Any, tuple(betas) if isinstance(betas, list) else (betas,)),
         weight_decay=train["weight_decay"],
         clip=train["clip"],
         ema=train["ema"],
