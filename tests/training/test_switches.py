@@ -93,7 +93,8 @@ def test_the_switches_reach_the_training(tmp_path: Path) -> None:
 def planned(strategy: str = "ddp", world: int = 1, **train: Any) -> dict[str, str]:
     options = {"max_steps": 10, "max_minutes": None, "lr": 1e-3, "lr_end": 0.0, "warmup_steps": 0}
     options |= {"betas": [0.9, 0.95], "weight_decay": 0.0, "clip": 1.0, "ema": 0.9}
-    options |= {"accumulate": 1, "log_every": 1, "global_batch": 8, **train}
+    options |= {"accumulate": 1, "log_every": 1, "global_batch": 8, "seed": 0}
+    options |= {"validate_every": 5, "save_every": 5, **train}
     settings = {"train": options, "trainer": {"strategy": strategy}}
     return plan.plan(settings, tiny.prior(), devices=world, micro=8 // world, images=40)
 
@@ -118,7 +119,9 @@ def test_shards_divide_the_memory() -> None:
 
 def test_a_plan_refuses_what_training_would() -> None:
     with pytest.raises(ValueError, match=r"train\.lr=1e-4"):
-        planned(lr=-1.0)
+        planned(lr=0.0)
+    with pytest.raises(ValueError, match=r"train\.save_every as a number of at least 1, got 0"):
+        planned(save_every=0)
 
 
 def test_an_unknown_strategy_is_one_sentence() -> None:

@@ -61,7 +61,7 @@ class Codebook(nn.Module):
             _check_range(name, count, "a whole number of at least 1", count >= 1)
         for name, decay in (("ema_decay", ema_decay), ("usage_decay", usage_decay)):
             _check_range(name, decay, "a number from 0 to below 1", 0 <= decay < 1)
-        _check_range("revive_below", revive_below, "a number from 0 to 1", 0 <= revive_below <= 1)
+        _check_range("revive_below", revive_below, "a number of at least 0", revive_below >= 0)
         self.size, self.dim, self.normalize = size, dim, normalize
         self.learned = update == "learned"
         self.ema_decay, self.revive_below, self.usage_decay = ema_decay, revive_below, usage_decay
