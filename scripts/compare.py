@@ -29,17 +29,19 @@ SHOWN = 24  # samples of each prior in the picture of all
 def main(config: DictConfig) -> None:
     """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
     settings = build.plain(config)
-    models = [Path(path) for path in settings["models"]]
+    models = list(dict.fromkeys(Path(path) for path in settings["models"]))
     if settings["demo"]:
         models += train_demo(settings)
     if not models:
         raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
     jobs = [job for model in models for job in jobs_of(model, settings)]
     cards = [evaluate(model, knobs, settings) for model, knobs in jobs]
-    rows = [
-        comparison.row_of(card, minutes_of(model))
-        for (model, _), card in zip(jobs, cards, strict=True)
-    ]
+    rows = comparison.told_apart(
+        [
+            comparison.row_of(card, minutes_of(model))
+            for (model, _), card in zip(jobs, cards, strict=True)
+        ]
+    )
     out = Path(settings["out"])
     checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
     checkpoint.write_text(out / "comparison.csv", comparison.as_csv(rows))

@@ -133,7 +133,7 @@ class Pipeline:
             raise ValueError(f"wanted batch of at least 1, got {batch}")
         seeds = arguments.checked_seeds(range(total) if seeds is None else seeds)
         scale = guidances.parse(guidance)
-        settings = self._knobs(knobs)
+        settings = self.knobs(knobs)
         condition = (text or self._condition(labels, total)).map(lambda part: part.to(self.device))
         done = []
         for start in range(0, total, batch):
@@ -272,7 +272,9 @@ class Pipeline:
             return Condition.of_labels(anything).null()
         return Condition(total)
 
-    def _knobs(self, given: dict[str, Any]) -> Any:
+    def knobs(self, given: dict[str, Any]) -> Any:
+        """The prior's frozen `Knobs`: those given over the model's own defaults. Raises ValueError
+        for a name that the family does not have."""
         defaults = dict(self.facts.get("knobs", {}))
         valid = self.prior.Knobs.__dataclass_fields__
         for name in given:

@@ -49,7 +49,10 @@ class Subject:
         return self.split("train")
 
     def held_out(self) -> Images:
-        """The validation images that likelihood and reconstruction are about."""
+        """The validation images that likelihood and reconstruction are about; of a tokenizer
+        without its run's data (imported weights) the images of the reference."""
+        if self.data is None and self.protocol.reference.npz is not None:
+            return self.reference
         n = self.protocol.validation_images
         return self.split("val", min(n, len(self._data().val)) if n else None)
 
@@ -89,6 +92,11 @@ class Subject:
                     f"{name} than that, got {n}; type a larger number of images or a smaller "
                     "protocol.neighbors="
                 )
+        if not self.has_prior and self.given is None and protocol.validation_images == 0:
+            raise ValueError(
+                "a tokenizer is measured on validation images, got protocol.validation_images=0; "
+                "type protocol.validation_images=null"
+            )
         if self.given is not None:
             quality.check_sizes(self.given.images, reference.images, reference.source)
         if self.pipeline is not None:
