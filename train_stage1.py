@@ -5,7 +5,7 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli, finetune
+from vqgen import build, checkpoint, cli, finetune
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
@@ -22,16 +22,8 @@ def main(config: DictConfig) -> int:
     if resumed is not None:
         config = cli.compose("train_stage1", cli.merged(launch.stored_overrides(resumed)))
     settings = build.plain(config)
-    if settings["trainer"]["strategy"] == "fsdp":
-        raise ValueError(
-            "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "
-            "type trainer=ddp"
-        )
-    if "size" not in settings["data"]:
-        raise ValueError(
-            f"stage 1 needs images, and data={cli.choice('data')} holds latents for stage 2; "
-            "type data=emoji, or data=folder data.root=DIR"
-        )
+    check(settings)
+    recipe, precision = launch.recipe(settings["train"]), build.precision(settings)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
     start = finetune.begin_tokenizer(settings, cli.typed_overrides(), data.image_size)
@@ -48,7 +40,7 @@ def main(config: DictConfig) -> int:
     module = Stage1(
         tokenizer,
         loss,
-        launch.recipe(settings["train"]),
+        recipe,
         architecture=start.architecture,
         facts={
             "class_names": list(data.class_names),
@@ -62,16 +54,34 @@ def main(config: DictConfig) -> int:
     derived |= build.sizes(tokenizer=tokenizer, loss=loss)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
-    precision = build.precision(settings)
     return launch.train(module, data, run, settings, boards=boards, precision=precision)
+
+
+def check(settings: dict) -> None:
+    """Raise ValueError for what is for stage 2 only."""
+    if settings["trainer"]["strategy"] == "fsdp":
+        raise ValueError(
+            "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "
+            "type trainer=ddp"
+        )
+    if "size" not in settings["data"]:
+        raise ValueError(
+            f"stage 1 needs images, and data={cli.choice('data')} holds latents for stage 2; "
+            "type data=emoji, or data=folder data.root=DIR"
+        )
 
 
 def show_plan(settings: dict) -> int:
     """plan=true: what the run would take; neither data nor LPIPS weights are loaded."""
+    check(settings)
     size = settings["data"]["size"]
     size = [size, size] if isinstance(size, int) else size
     with torch.device("meta"):
-        tokenizer = build.make({**settings["tokenizer"], "image_size": size})
+        node = settings["tokenizer"]
+        if settings["init"]:
+            found = finetune.find(settings["init"], "tokenizer")
+            node = checkpoint.read_header(found)["architecture"]
+        tokenizer = build.make({**node, "image_size": size})
         loss = build.make({**settings["loss"], "perceptual": None})
     loss.check_size(tuple(size))
     world = devices.planned(settings["trainer"])

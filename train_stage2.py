@@ -2,16 +2,14 @@
 [prior=llamagen] [tokenizer=PATH] ...`"""
 
 from functools import partial
-from pathlib import Path
 
-import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, checkpoint, cli, features, finetune, pipeline, runs
-from vqgen.data import cache
+from vqgen import build, checkpoint, cli, features, finetune, fitting, pipeline
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
+from vqgen.preview import Preview
 from vqgen.training import devices, latents, launch, plan
 from vqgen.training.stage2 import Stage2
 
@@ -25,7 +23,7 @@ def main(config: DictConfig) -> int:
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
     chosen = build.plain(cli.compose("train_stage2", words))
-    export = devices.once(lambda: find_tokenizer(chosen))
+    export = devices.once(lambda: fitting.find_tokenizer(chosen))
     if not resumed:  # the data that the tokenizer was trained on, unless told otherwise
         words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))
@@ -33,104 +31,68 @@ def main(config: DictConfig) -> int:
     wrap = settings["as_features"] and not resumed  # a resumed run has the wrapped one already
     source = resumed / "tokenizer" if resumed and settings["as_features"] else export
     tokenizer, _, fingerprint = (features.load if wrap else pipeline.load_tokenizer)(source)
+    recipe, precision = launch.recipe(settings["train"]), build.precision(settings)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
-    if tuple(data.image_size) != tuple(tokenizer.image_size):
-        raise ValueError(
-            f"the tokenizer {export} takes images of {tokenizer.image_size}, the data gives "
-            f"{tuple(data.image_size)}; type data.size=[{tokenizer.image_size[0]},"
-            f"{tokenizer.image_size[1]}] or another tokenizer=PATH"
-        )
+    fitting.check_data(settings, data, tokenizer)
     batches = data.latents(tokenizer, fingerprint)
     start = finetune.begin_prior(settings, cli.typed_overrides(), tokenizer, data.num_classes)
     prior, settings["prior"] = start.model, start.settings
     if settings["prior"].get("label_dropout") == 0:  # no null condition was learned to guide by
         settings["preview"]["guidance"] = 1.0
+    names = tuple(data.class_names)
+    scale = settings["preview"]["guidance"]
+    preview = Preview(settings["preview"], tokenizer, prior, names)
     device = build.device("auto")
     has_images = "size" in settings["data"]  # a cache has none, and was made by this tokenizer
-    if not has_images and (settings["as_features"] or settings["small_fd"]["samples"]):
-        raise ValueError(
-            "as_features=true and small_fd.samples need images, and data=cache holds latents; "
-            "leave them out, or type data=emoji, data=folder ..."
-        )
     if wrap:
         latents.standardize_(tokenizer, data, device)
     measured = latents.check(tokenizer, data, device) if has_images else {}
     distance = small.measure(data, settings["small_fd"])
-    words = [
-        *(word for word in words if not word.startswith("tokenizer=")),
-        f"tokenizer='{export}'",
-    ]
+    kept = (word for word in words if not word.startswith("tokenizer="))
+    words = [*kept, f"tokenizer='{export}'"]
     run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
     if wrap:
         source = run.folder / "tokenizer"
-        fingerprint = features.save(source, tokenizer, export)
+        fingerprint = devices.once(partial(features.save, source, tokenizer, export))
     batches.samples_seen = run.counters.samples
     module = Stage2(
         prior,
-        launch.recipe(settings["train"]),
+        recipe,
         image_size=tokenizer.image_size,
-        preview=partial(pipeline.preview, tokenizer, tuple(data.class_names), settings["preview"]),
+        preview=preview,
         tokenizer=source,
         architecture=start.architecture,
         facts={
-            "class_names": list(data.class_names),
+            "class_names": list(names),
             "num_classes": data.num_classes,
             "tokenizer_fingerprint": fingerprint,
             "data": data.describe(),
             **start.facts,
         },
-        small_fd=distance
-        and partial(
-            distance.of_prior, tokenizer=tokenizer, guidance=settings["preview"]["guidance"]
-        ),
+        small_fd=distance and partial(distance.of_prior, tokenizer=tokenizer, guidance=scale),
     )
     derived = {"run": str(run.folder), "tokenizer": str(export), **measured, **data.describe()}
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
-    precision = build.precision(settings)
     return launch.train(module, batches, run, settings, boards=boards, precision=precision)
 
 
 def show_plan(settings: dict) -> int:
-    """plan=true: what the run would take; neither data nor weights are loaded."""
-    header = checkpoint.read_header(find_tokenizer(settings))
-    names = header["facts"]["class_names"]
-    with torch.device("meta"):
-        tokenizer = build.model(header["architecture"])
-        prior = build.prior(settings["prior"], tokenizer, num_classes=len(names))
+    """plan=true: what the run would take; no data and no weights of a prior are loaded."""
+    export = fitting.find_tokenizer(settings)
+    words = cli.merged(launch.stored_overrides(export.parent), group="data")
+    settings = build.plain(cli.compose("train_stage2", words))  # as training will find it
+    header = checkpoint.read_header(export)
+    tokenizer, prior = fitting.sketch(settings, header)
+    fitting.check_size(settings["data"].get("size"), tokenizer, export)
     world = devices.planned(settings["trainer"])
-    images = header["facts"].get("data", {}).get("train_images")
+    typed = any(word.lstrip("+~").startswith("data") for word in cli.typed_overrides())
+    images = fitting.training_images(settings, {} if typed else header["facts"])
     train = settings["train"]
     micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
     return plan.show(plan.plan(settings, prior, devices=world, images=images, micro=micro))
-
-
-def find_tokenizer(settings: dict) -> Path:
-    """The tokenizer=PATH that was typed, or the newest stage-1 run whose latents this prior can
-    read (and that made the cache, for data=cache)."""
-    build.check_path(settings["prior"])
-    if settings["as_features"]:
-        features.check(settings["prior"])
-    if settings["tokenizer"] == "auto" and settings["init"]:
-        return finetune.find(settings["init"], "tokenizer")
-    wrap = settings["as_features"]
-    cached = cache.made_from(settings["data"])
-    command = "python train_stage1.py (what the prior needs is said above), or tokenizer=PATH"
-    if cached:
-        command = f"tokenizer={cached.tokenizer_path}, where the one that made the cache was"
-    return runs.stage1_export(
-        settings["tokenizer"],
-        Path(settings["run"]["root"]),
-        refusal=partial(
-            pipeline.refusal,
-            settings["prior"],
-            fingerprint=cached and cached.tokenizer,
-            as_features=wrap,
-        ),
-        command=command,
-    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/collapse.py [steps=300]
 
-A small tokenizer with the scales of the emoji recipe is trained on squared error alone, once per
-row, same seed and images. Printed are PSNR and, per scale, the codes that the 526 validation images
-use out of those that its tokens could use at most, min(256, positions x images)."""
+A small tokenizer of six scales, on the grid of the emoji recipe, is trained on squared error
+alone, once per row, same seed and images. Printed are PSNR and, per scale, the codes that the 526
+validation images use out of those that its tokens could use at most, min(256, positions x
+images)."""
 
 import sys
 from functools import partial

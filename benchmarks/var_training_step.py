@@ -17,7 +17,7 @@ from vqgen.priors.var import VAR
 from vqgen.tokenizers.pyramid import FrozenPyramid, Phi
 from vqgen.training.optimizer import adamw
 
-EMOJI = (1, 2, 3, 4, 6, 8)
+EMOJI = (1, 2, 4, 8)  # scales, width and batch of conf/stage2/experiment/emoji_var.yaml
 PUBLISHED = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"{arguments.threads} threads, float32, median of {arguments.steps} steps")
     for name, sides, channels, codes, width, batch in (
-        ("emoji, width 256, batch 32", EMOJI, 8, 256, 256, 32),
+        ("emoji, width 192, batch 16", EMOJI, 8, 256, 192, 16),
         ("published scales, width 384, batch 4", PUBLISHED, 32, 4096, 384, 4),
     ):
         inputs, step = measure(sides, channels, codes, width, batch, arguments.steps)

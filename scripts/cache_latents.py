@@ -3,6 +3,7 @@ under torchrun; then `python train_stage2.py data=cache data.root=DIR`."""
 
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ def main(config: DictConfig) -> None:
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if world > 1:
-        torch.distributed.init_process_group("gloo")  # only to wait for each other
+        # only to wait for each other: as long as the last file takes, which may be hours on a CPU
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     tokenizer, _, fingerprint = pipeline.load_tokenizer(export)
     data = build.make(settings["data"], global_batch=1)
     if tuple(data.image_size) != tuple(tokenizer.image_size):

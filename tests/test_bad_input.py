@@ -136,12 +136,12 @@ def stage2_run(root: Path, mark: str | None = None) -> Path:
     return run
 
 
-def absorbing_run(root: Path) -> Path:
+def absorbing_run(root: Path, kernel: str = "absorbing") -> Path:
     """The same with a prior that samples in steps."""
-    run, prior = stage2_run(root), tiny.absorbing_for(tiny.tokenizer().spec)
+    run, prior = stage2_run(root), tiny.absorbing_for(tiny.tokenizer().spec, kernel=kernel)
     folder = run / "pipeline" / "prior"
     facts = checkpoint.read_header(folder)["facts"]
-    node = {**PRIOR, "_target_": "vqgen.priors.absorbing.Absorbing"}
+    node = {**PRIOR, "_target_": "vqgen.priors.absorbing.Absorbing", "kernel": kernel}
     checkpoint.save_model(folder, prior, kind="prior", architecture=node, facts=facts)
     return run
 
@@ -189,6 +189,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "linear, cosine, log_linear, arc_cosine",
     ),
     (
+        "gave a schedule that rises",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.schedule=[1,0.4,0.6,0]", *TINY_PICTURES],
+        "falling alpha-bars, got [1, 0.4, 0.6, 0]",
+    ),
+    (
         "wants the uniform kernel in continuous time",
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
@@ -198,6 +205,30 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
     ("misspelt a choice", lambda p: None, "train_stage1", ["data=emojy"], "did you mean emoji?"),
     ("gave no value", lambda p: None, "train_stage1", ["resume"], "'resume' without a value"),
     ("gave a word for a number", lambda p: None, "train_stage1", ["train.lr=x"], "wants a number"),
+    (
+        "typed a setting of stage 2",
+        lambda p: None,
+        "train_stage1",
+        ["prior=llamagen"],
+        "prior is a setting of train_stage2.py",
+    ),
+    *(
+        (
+            f"gave {word}",
+            lambda p: stage1_run(p / "runs"),
+            "train_stage2",
+            [word, *TINY_PICTURES],
+            sentence,
+        )
+        for word, sentence in {
+            "prior.depth=0": "wanted prior.depth of at least 1, got 0",
+            "prior.heads=0": "wanted prior.heads of at least 1, got 0",
+            "prior.label_dropout=2": "prior.label_dropout=0.1",
+            "preview.guidance=strong": "wanted guidance as a number",
+            "preview.per_class=0": "preview.per_class=8",
+            "+preview.topk=3": "LlamaGen has no knob 'topk'; did you mean top_k?",
+        }.items()
+    ),
     ("named no folder", lambda p: None, "train_stage1", ["data=folder"], "data.root=DIR"),
     (
         "named a folder that is not there",
@@ -270,7 +301,32 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: None,
         "train_stage1",
         ["train.lr=-1", *QUICK],
-        "train.lr > 0",
+        "wanted train.lr as a number of at least 0, got -1",
+    ),
+    *(
+        (f"gave {word}", lambda p: None, "train_stage1", [word, *QUICK], sentence)
+        for word, sentence in {
+            "train.log_every=0": "wanted train.log_every as a number of at least 1, got 0",
+            "train.save_every=0": "wanted train.save_every as a number of at least 1, got 0",
+            "train.validate_every=null": "wanted train.validate_every as a number",
+            "train.lr=0": "wanted train.lr > 0",
+            "train.lr=null": "wanted train.lr as a number of at least 0, got None",
+            "train.seed=-1": "wanted train.seed as a number of at least 0, got -1",
+            "train.weight_decay=-1": "wanted train.weight_decay as a number of at least 0",
+            "train.clip=-1": "train.clip=null to switch it off",
+            "train.betas=[0.9]": "wanted train.betas as two numbers",
+            "train.betas=[0.9,1.5]": "got [0.9, 1.5]",
+            "train.betas=0.9": "wanted train.betas as two numbers",
+            "tokenizer.encoder.multipliers=[]": "tokenizer.encoder.multipliers=[1,2]",
+            "tokenizer.bottleneck.codebook.size=0": "codebook.size as a whole number of at least 1",
+            "tokenizer.bottleneck.codebook.dim=0": "codebook.dim as a whole number of at least 1",
+            "tokenizer.bottleneck.codebook.ema_decay=2": "codebook.ema_decay as a number from 0",
+            "trainer.precision=16-mixed": "wanted trainer.precision as auto, 32-true or bf16-mixed",
+            "trainer.devices=0": "trainer.devices=auto",
+            "+trainer.acelerator=gpu": "lightning.Trainer has no argument trainer.acelerator",
+            "+data.siez=3": "there is no setting 'data.siez'; did you mean data.size?",
+            "+train.lrr=1": "there is no setting 'train.lrr'; did you mean train.lr?",
+        }.items()
     ),
     (
         "started the GAN after the end",
@@ -440,6 +496,31 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "train_stage1",
         ["trainer.strategy=dpp", *QUICK],
         "trainer=ddp or trainer=fsdp",
+    ),
+    *(
+        (
+            f"plans {words[0]}",
+            lambda p: stage1_run(p / "runs"),
+            program,
+            ["plan=true", *words],
+            text,
+        )
+        for program, words, text in (
+            ("train_stage1", ["trainer=fsdp"], "type trainer=ddp"),
+            ("train_stage1", ["data=cache", "data.root=c"], "stage 1 needs images"),
+            ("train_stage1", ["trainer.strategy=dpp"], "trainer=ddp or trainer=fsdp"),
+            ("train_stage1", ["trainer.devices=[0,1]"], "CUDA_VISIBLE_DEVICES=0,1"),
+            ("train_stage1", ["train.save_every=0"], "type train.save_every=1000"),
+            ("train_stage2", ["data.size=64"], "type data.size=[16,24]"),
+            ("train_stage2", ["init=nowhere"], "which does not exist"),
+        )
+    ),
+    (
+        "wants several machines and starts none",
+        lambda p: None,
+        "train_stage1",
+        ["trainer.num_nodes=2", "trainer.accelerator=cpu", *QUICK],
+        "from torchrun or srun",
     ),
     (
         "plans a batch that the devices cannot share",
@@ -650,6 +731,20 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "seeds from 0 to 2**63 - 1, got 9223372036854775808",
     ),
     (
+        "wants a uniform prior to choose by confidence",
+        lambda p: absorbing_run(p / "runs", kernel="uniform"),
+        "sample",
+        ["sampler=confidence"],
+        "kernel=uniform samples ancestrally",
+    ),
+    (
+        "asks for no step",
+        lambda p: absorbing_run(p / "runs"),
+        "sample",
+        ["steps=0"],
+        "wanted steps as a whole number of at least 1, got 0; type steps=16",
+    ),
+    (
         "asks for half a step",
         lambda p: absorbing_run(p / "runs"),
         "sample",
@@ -791,6 +886,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["samples=r.npz", "protocol.reference.npz=r.npz", "protocol.features=fid"],
         "features=fid is not known",
     ),
+    (
+        "asked for features of an unknown kind beside the protocol",
+        lambda p: reference(p / "r.npz"),
+        EVALUATE,
+        ["samples=r.npz", "protocol.reference.npz=r.npz", "features=timm:resnet5O"],
+        "did you mean timm:resnet50?",
+    ),
     ("compared nothing", lambda p: None, "scripts.compare", [], "wanted runs to compare"),
     (
         "mixed two runs in one folder",
@@ -861,3 +963,22 @@ def test_sampling_works_from_the_same_fixture(tmp_path: Path, monkeypatch, capsy
     with Image.open(tmp_path / "e_film.gif") as film:
         assert getattr(film, "n_frames") == 4  # noqa: B009 (Pillow's stubs leave it out)
     assert (tmp_path / "e.png").is_file() and (tmp_path / "e_film.png").is_file()
+
+
+def test_a_plan_is_of_what_training_will_find(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The recipe of the tokenizer's own data, a wrapped tokenizer, the sizes of a prior to go on
+    from; nothing is left behind."""
+    run = stage1_run(tmp_path / "runs")
+    (run / "overrides.txt").write_text("data=folder\ndata.root=mine\ndata.size=[16,24]\n")
+    monkeypatch.chdir(tmp_path)
+    assert typed("train_stage2", ["plan=true"], monkeypatch) == 0
+    assert "100,000 steps" in capsys.readouterr().out, "not the recipe of the emoji"
+    words = ["plan=true", "as_features=true", "prior=flow_tiny", "prior.network.patch=1"]
+    assert typed("train_stage2", words, monkeypatch) == 0
+    capsys.readouterr()
+    other = stage2_run(tmp_path / "other")
+    saved = checkpoint.read_model(other / "pipeline" / "prior", "prior").tensors
+    words = ["plan=true", f"init={other}", "data.size=[16,24]"]
+    assert typed("train_stage2", words, monkeypatch) == 0
+    assert f" {sum(value.numel() for value in saved.values()):,}" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "stage2").exists()

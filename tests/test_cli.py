@@ -1,5 +1,9 @@
 """What a user typed: misspelt overrides are one sentence that names the nearest valid word."""
 
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 
 from vqgen import build, cli
@@ -21,6 +25,8 @@ STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
         (STAGE1, "train.global_batch=true", r"train.global_batch wants a number"),
         (STAGE1, "loss.gan.adaptive=7", r"loss.gan.adaptive wants true or false, got 7"),
         (STAGE1, "data.flip=yep", r"data.flip wants true or false, got yep"),
+        (STAGE1, "prior.width=64", r"prior is a setting of train_stage2.py"),
+        (STAGE2, "loss.gan.start=0.3", r"loss is a setting of train_stage1.py"),
         (STAGE1, "foo", r"wanted settings like train.lr=1e-4, got 'foo' without a value"),
         (STAGE2, "prior=lamagen", r"did you mean llamagen\?"),
         (STAGE2, "prior.widht=64", r"did you mean prior.width\?"),
@@ -49,6 +55,27 @@ def test_what_is_right_passes(entry: tuple[str, str], words: list[str]) -> None:
     cli.check_overrides(*entry, words)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("train: {max_step: 5}", r"no setting 'train.max_step'; did you mean train.max_steps\?"),
+        ("trian: {lr: 1e-3}", r"no setting 'trian'; did you mean train\?"),
+        ("train: {lr: 1e-3}", None),
+    ],
+)
+def test_typos_in_an_experiment_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, sentence: str | None
+) -> None:
+    """A user's own recipe: a misspelt key of it would else be read by nobody."""
+    copied = tmp_path / "conf"
+    shutil.copytree(cli.CONF, copied)
+    recipe = copied / "stage1" / "experiment" / "mine.yaml"
+    recipe.write_text(f"# @package _global_\n{text}\n")
+    monkeypatch.setattr(cli, "CONF", copied)
+    with pytest.raises(ValueError, match=sentence) if sentence else nullcontext():
+        cli.check_overrides(*STAGE1, ["experiment=mine"])
+
+
 def test_an_unknown_key_of_a_node_names_the_nearest_argument() -> None:
     node = {"_target_": "vqgen.losses.gan.PatchGAN", "weigth": 1.0}
     with pytest.raises(
@@ -57,8 +84,42 @@ def test_an_unknown_key_of_a_node_names_the_nearest_argument() -> None:
         build.make({"_target_": "vqgen.losses.stage1.Stage1Loss", "gan": node})
 
 
-def test_a_saved_model_may_only_name_classes_of_vqgen() -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("os.system", "vqgen.checkpoint.os.system", "vqgen.data.listing.os.system"),
+        *("vqgen.build.make", "vqgen.tokenizers.vq.torch.load", "vqgen.nn.nowhere.Thing", "vqgen"),
+    ],
+)
+def test_a_saved_model_may_only_name_classes_of_vqgen(target: str, tmp_path: Path) -> None:
+    """Neither another library's, nor what a module of vqgen has imported itself."""
+    harm = {"_target_": target, "command": f"mkdir {tmp_path}/harm"}
     with pytest.raises(ValueError, match="only classes of vqgen"):
-        build.model(
-            {"_target_": "vqgen.tokenizers.vq.VectorQuantizer", "x": {"_target_": "os.system"}}
-        )
+        build.model({"_target_": "vqgen.tokenizers.vq.VectorQuantizer", "x": harm})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("data._target_=os.system", "++data.size={_target_: os.getcwd}"),
+        *("data=../../../evil", "hydra.searchpath=[file:///evil]"),
+    ],
+)
+def test_a_run_folder_cannot_bring_its_own_code(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "typed_overrides", lambda: ["train.lr=1e-4"])
+    with pytest.raises(ValueError, match=r"overrides\.txt.*type it yourself"):
+        cli.merged([word])
+    monkeypatch.setattr(cli, "typed_overrides", lambda: [word])
+    assert cli.merged([word]) == [word]
+
+
+def test_what_a_run_was_started_with_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "typed_overrides", lambda: ["data.size=64"])
+    stored = ["data=folder", "data.root=../pictures", "data.size=32", "prior=flow"]
+    assert cli.merged(stored) == ["data=folder", "data.root=../pictures", "prior=flow", *TYPED]
+    assert cli.merged(["data=emoji", *stored[3:]], group="data") == TYPED
+
+
+TYPED = ["data.size=64"]

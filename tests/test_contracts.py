@@ -176,3 +176,5 @@ def test_conditions_drop_map_and_null() -> None:
 def test_token_spec_is_never_square_only() -> None:
     spec = TokenSpec(vocab_size=8, scales=((1, 1), (2, 3)))
     assert spec.length == 7 and TokenSpec(8, [[1, 1], [2, 3]]) == spec  # type: ignore[arg-type]
+    twice = TokenSpec(vocab_size=8, scales=((1, 1), (2, 3), (2, 3)))
+    assert twice.lengths == {"scale_1x1": 1, "scale_2x3": 12}

@@ -40,6 +40,8 @@ ALLOWED = {
     },
     "features": {"contracts", "build", "checkpoint"},
     "finetune": {"contracts", "build", "checkpoint"},
+    "fitting": {"build", "contracts", "data", "features", "finetune", "pipeline", "runs"},
+    "preview": {"contracts", "pictures", "pipeline", "sampling"},
     "importing": {"contracts", "build", "checkpoint", "nn"},
     "text": {"contracts", "checkpoint"},
     "__init__": {"contracts", "pipeline"},
@@ -97,6 +99,11 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
     for name in imported(path):
         owners = OWNERS.get(name.split(".")[0])
         assert owners is None or owners & inside, f"{name} belongs in {owners}"
+
+
+@pytest.mark.parametrize("name", ["train_stage1.py", "train_stage2.py", "sample.py"])
+def test_entry_points_are_short(name: str) -> None:
+    assert len((PACKAGE.parent / name).read_text().splitlines()) <= 100
 
 
 def test_the_rules_know_every_room() -> None:

@@ -90,6 +90,48 @@ def test_a_film_ends_with_the_sample_and_shows_what_is_missing(pipeline: Pipelin
     assert pipeline.film(n=1, frames=100).shape[0] == 6, "no more frames than steps"
 
 
+@pytest.fixture(scope="module")
+def pyramid_pipeline() -> Pipeline:
+    """The same of a pyramid of 1 x 1, 1 x 2 and 2 x 3 tokens, its codes apart."""
+    tokenizer = tiny.multiscale()
+    tokenizer(tiny.images(8).float() / 127.5 - 1)  # starts the codes
+    prior = tiny.var(tokenizer)
+    for name, parameter in prior.named_parameters():
+        if name in ("condition.embedding.weight", "transformer.head.modulation.weight"):
+            nn.init.normal_(parameter)  # the class matters
+    nn.init.normal_(prior.transformer.head.out.weight, std=0.5)
+    return Pipeline(tokenizer, prior, facts={"class_names": ["a", "b", "c"]})
+
+
+def test_a_film_of_a_pyramid_shows_the_picture_after_each_scale(pyramid_pipeline: Pipeline) -> None:
+    options = {"seeds": [3, 4, 5], "guidance": "linear:3"}
+    film = pyramid_pipeline.film([0, 1, 2], frames=12, batch=2, **options)
+    tokens = pyramid_pipeline.sample_latents([0, 1, 2], batch=2, **options)
+    assert film.shape == (3, 3, 3, *tiny.SIZE), "one frame per scale"
+    for frame, done in zip(film, (1, 3, 9), strict=True):
+        so_far = tokens.clone()
+        so_far[:, done:] = -1
+        assert torch.equal(frame, pyramid_pipeline.decode(so_far))
+    assert not torch.equal(film[0], film[1]) and not torch.equal(film[1], film[2])
+
+
+def test_an_edit_of_a_pyramid_keeps_the_outside_of_a_box(pyramid_pipeline: Pipeline) -> None:
+    """A new class inside: the coarse tokens that are mostly outside stay, and so do the pixels."""
+    images = tiny.images(2)
+    paint = torch.zeros(2, *tiny.SIZE, dtype=torch.bool)
+    paint[:, :, :12] = True  # the left one of the 1 x 2 tokens; 4 of the 2 x 3
+    known = pyramid_pipeline.known(images, paint)
+    assert known.keep.tolist() == [[True, False, True, *2 * [False, False, True]]] * 2
+    drawn = pyramid_pipeline.sample_latents([2, 0], seeds=[5, 6], known=known)
+    assert torch.equal(drawn[known.keep], pyramid_pipeline.encode(images)[known.keep])
+    edited = pyramid_pipeline.edit(images, paint, [2, 0], seeds=[5, 6])
+    outside = ~paint[:, None].expand_as(images)
+    assert torch.equal(edited[outside], images[outside])
+    assert torch.equal(edited[~outside], pyramid_pipeline.decode(drawn)[~outside])
+    other = pyramid_pipeline.edit(images, paint, [1, 1], seeds=[5, 6], guidance=3.0)
+    assert not torch.equal(edited, other), "the class matters"
+
+
 def test_an_edit_changes_what_is_painted_only(pipeline: Pipeline) -> None:
     images = tiny.images(2)
     paint = torch.zeros(2, *tiny.SIZE, dtype=torch.bool)

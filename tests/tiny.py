@@ -26,8 +26,8 @@ from vqgen.tokenizers.features import AsFeatures
 from vqgen.tokenizers.gaussian import GaussianBottleneck
 from vqgen.tokenizers.multiscale import MultiScaleQuantizer
 from vqgen.tokenizers.vq import VectorQuantizer
-from vqgen.training.module import Budget, Recipe
 from vqgen.training.optimizer import Schedule
+from vqgen.training.recipe import Budget, Recipe
 
 SIZE = (16, 24)  # not square, on purpose
 CODES = 32
@@ -117,10 +117,10 @@ def var(tokenizer: Tokenizer, num_classes: int = 3) -> VAR:
     return VAR(tokenizer.spec, pyramid=pyramid, num_classes=num_classes, **sizes)
 
 
-def absorbing_for(spec: Any, num_classes: int = 3) -> Absorbing:
+def absorbing_for(spec: Any, num_classes: int = 3, kernel: str = "absorbing") -> Absorbing:
     """A bidirectional transformer of two layers over such tokens, with dropout."""
     torch.manual_seed(1)
-    return Absorbing(spec, width=32, depth=2, heads=2, num_classes=num_classes)
+    return Absorbing(spec, width=32, depth=2, heads=2, num_classes=num_classes, kernel=kernel)
 
 
 def continuous(family: Any, tokenizer: Tokenizer, num_classes: int = 3) -> Prior:

@@ -4,6 +4,7 @@ below sees a config.
 With cli.py the only file that knows Hydra."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+# packages of vqgen that saved models and run folders name classes of
+STORED = (["tokenizers"], ["priors"], ["nn"], ["sampling"], ["data"])
 
 
 def plain(config: Any) -> Any:
@@ -31,14 +36,31 @@ def make(node: Any, **more: Any) -> Any:
 
 
 def model(architecture: dict[str, Any], **more: Any) -> Any:
-    """Make a model from the architecture stored in a file: only classes of vqgen may be named
+    """Make a model (or data) from what is stored in a file: only classes of vqgen may be named
     there."""
     for target in _targets(architecture):
-        if not target.startswith("vqgen."):
+        if not _is_ours(target):
             raise ValueError(
                 f"the saved model names {target!r}: only classes of vqgen are made from a file"
             )
     return make(architecture, **more)
+
+
+def _is_ours(target: str) -> bool:
+    """Whether this is the name of something that one of the packages defines that files may name.
+    What such a module imports does not count: vqgen.checkpoint.os.system is no part of vqgen."""
+    module, _, name = target.rpartition(".")
+    if module.split(".")[0] != "vqgen" or module.split(".")[1:2] not in STORED:
+        return False
+    found = getattr(_imported(module), name, None)
+    return (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__ == module
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
 
 
 def prior(node: Any, tokenizer: Any, *, num_classes: int) -> Any:
@@ -46,6 +68,7 @@ def prior(node: Any, tokenizer: Any, *, num_classes: int) -> Any:
     anything is built. A prior with an argument `pyramid` gets the tokenizer's."""
     node = plain(node)
     check_pair(node, tokenizer.spec)
+    _check_numbers(node)
     arguments = inspect.signature(hydra.utils.get_class(node["_target_"])).parameters
     more = {"pyramid": tokenizer.pyramid} if "pyramid" in arguments else {}
     return make(node, spec=tokenizer.spec, num_classes=num_classes, **more)
@@ -76,13 +99,36 @@ def check_pair(node: Any, spec: Any) -> None:
 
 
 def check_path(node: Any) -> None:
-    """Raise ValueError for a path= that was typed with a prior that follows none."""
-    target = plain(node)["_target_"]
+    """Raise ValueError for a path= that was typed with a prior that follows none, or for numbers
+    that make no path."""
+    node = plain(node)
+    target = node["_target_"]
     if "path" in node and "path" not in inspect.signature(hydra.utils.get_class(target)).parameters:
         raise ValueError(
             f"path= is for prior=flow and prior=diffusion, got it with {target.rsplit('.')[-1]}; "
             "leave path out, or type prior=flow"
         )
+    if node.get("path"):
+        make(node["path"])
+
+
+def _check_numbers(node: dict[str, Any], path: str = "prior") -> None:
+    """Raise ValueError for sizes below 1 and a dropout of conditions outside of [0, 1]: whatever
+    the family, these words mean the same."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            _check_numbers(value, f"{path}.{name}")
+        if not isinstance(value, int | float):
+            continue
+        if name in ("width", "depth", "heads", "kv_heads", "multiple_of") and value < 1:
+            raise ValueError(
+                f"wanted {path}.{name} of at least 1, got {value}; leave it out for the size's own"
+            )
+        if name == "label_dropout" and not 0 <= value <= 1:
+            raise ValueError(
+                f"wanted {path}.label_dropout (how often training withholds the condition) from 0 "
+                f"to 1, got {value}; type {path}.label_dropout=0.1"
+            )
 
 
 def _check_arguments(node: Any) -> None:
@@ -120,7 +166,16 @@ def data(settings: dict[str, Any]) -> Any:
     """The data module of the resolved config; batch and seed come from `train`."""
     train = settings["train"]
     shared = {"global_batch": train["global_batch"], "accumulate": train["accumulate"]}
-    return make(settings["data"], **shared, seed=train["seed"])
+    try:
+        return make(settings["data"], **shared, seed=train["seed"])
+    except TypeError as error:  # the sources hand on what they do not know themselves
+        if "unexpected keyword argument" not in str(error):
+            raise
+        word = str(error).split("'")[1]
+        known = [f"data.{key}" for key in settings["data"] if key != word]
+        raise ValueError(
+            f"there is no setting 'data.{word}'{nearest(f'data.{word}', known)}"
+        ) from error
 
 
 def boards(
@@ -151,8 +206,14 @@ def sizes(**models: nn.Module) -> dict[str, str]:
 
 def precision(settings: dict[str, Any]) -> str:
     """Lightning's name of the precision: `auto` is bf16 autocast where the hardware computes in it,
-    else float32."""
+    else float32. Raises ValueError for others: float16 would need its losses scaled, and weights
+    kept in bf16 lose the small steps of the average."""
     wanted = settings["trainer"]["precision"]
+    if wanted not in PRECISIONS:
+        raise ValueError(
+            f"wanted trainer.precision as {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got "
+            f"{wanted}; type trainer.precision=auto"
+        )
     if wanted != "auto":
         return str(wanted)
     if torch.cuda.is_available():

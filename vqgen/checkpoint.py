@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FORMAT = 1
+HALF_WRITTEN = ".*.writing"  # names of files that a killed process may leave behind
 # format number -> function that turns (header, tensors) of that format into the next one
 MIGRATIONS: dict[int, Callable[[dict, dict], tuple[dict, dict]]] = {}
 

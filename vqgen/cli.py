@@ -114,7 +114,29 @@ def check_overrides(folder: str, name: str, words: list[str]) -> None:
             key = override.key_or_group
             if override not in choices and not key.startswith("hydra") and not override.is_add():
                 _check_key(override, known, groups)
-        hydra.compose(name, words)
+        composed = hydra.compose(name, words)
+        _check_sections(CONF / folder / f"{name}.yaml", composed, set(groups))
+
+
+def _check_sections(primary: Path, composed: DictConfig, groups: set[str]) -> None:
+    """Raise a ValueError for a key that an experiment file or +key=value adds to what the entry
+    point reads: the sections of its own file are complete. (Keys of a `_target_` are checked
+    where it is called.)"""
+    own = DictConfig(OmegaConf.load(primary))
+    allowed = [*(str(key) for key in own), *groups]
+    for section, keys in composed.items():
+        if section == "preview":  # also takes the knobs of whatever prior, which checks them
+            continue
+        if section not in allowed:
+            raise ValueError(f"there is no setting {section!r}{nearest(str(section), allowed)}")
+        known = own.get(section)
+        if not isinstance(known, DictConfig) or not isinstance(keys, DictConfig):
+            continue
+        for key in keys:
+            if key not in known:
+                paths = [f"{section}.{word}" for word in known]
+                path = f"{section}.{key}"
+                raise ValueError(f"there is no setting {path!r}{nearest(path, paths)}")
 
 
 def _parsed(word: str) -> Override:
@@ -146,6 +168,12 @@ def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, A
     key = override.key_or_group
     inner = {".".join(path.split(".")[:n]) for path in known for n in range(1, path.count(".") + 1)}
     if key not in known and key not in inner:
+        group = key.split(".")[0]
+        for stage in ("stage1", "stage2"):
+            if group not in groups and (CONF / stage / group).is_dir():
+                raise ValueError(
+                    f"there is no setting {key!r} here; {group} is a setting of train_{stage}.py"
+                )
         raise ValueError(f"there is no setting {key!r}{nearest(key, [*known, *groups, *inner])}")
     if override.is_delete():
         return
@@ -185,12 +213,19 @@ def merged(stored: list[str], group: str | None = None) -> list[str]:
     """The overrides of an earlier run, then those typed now, which win.
 
     With `group`, only the stored ones of that group (data, say), and none if it was typed at all.
+    Raises ValueError for a stored one that could run foreign code: run folders are passed around.
     """
     typed = typed_overrides()
     if group is not None:
         stored = [word for word in stored if _key(word).split(".")[0] == group]
         if any(_key(word).split(".")[0] == group for word in typed):
             stored = []
+    for word in stored:
+        if word not in typed and _reaches_outside(word):
+            raise ValueError(
+                f"the run folder's overrides.txt holds {word!r}, which could run any program; if "
+                "you trust it, type it yourself"
+            )
     keys = {_key(word) for word in typed}
     return [*(word for word in stored if _key(word) not in keys), *typed]
 
@@ -202,6 +237,14 @@ def typed_overrides() -> list[str]:
 
 def _key(word: str) -> str:
     return word.lstrip("+~").split("=")[0]
+
+
+def _reaches_outside(word: str) -> bool:
+    """Whether an override names something to call, a setting of Hydra's, or a yaml that lies
+    outside of conf/."""
+    key, value = _key(word), word.partition("=")[2]
+    leaves = "." not in key and ".." in value and not Path(value.strip("'\"")).is_dir()
+    return "_target_" in word or key.startswith("hydra") or leaves
 
 
 def choice(group: str) -> str:

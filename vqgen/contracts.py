@@ -46,6 +46,17 @@ class TokenSpec:
         """Tokens per image."""
         return sum(height * width for height, width in self.scales)
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Tokens of each size of scale, by `scale_name`; scales of one size are one entry."""
+        sizes = dict.fromkeys(self.scales)
+        return {scale_name((h, w)): h * w * self.scales.count((h, w)) for h, w in sizes}
+
+
+def scale_name(size: Size) -> str:
+    """(height, width) of a scale -> its name in code lengths and logs: "scale_2x3"."""
+    return f"scale_{size[0]}x{size[1]}"
+
 
 @dataclass(frozen=True)
 class FeatureSpec:

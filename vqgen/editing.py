@@ -54,7 +54,7 @@ def keep_mask(spec: LatentSpec, paint: Tensor) -> Tensor:
 
     A cell of the finest grid is given up as soon as one of its pixels is painted. A token of a
     coarser scale speaks for much more than the painted part, and the kept finer tokens are
-    corrections to it, so it is given up only if at least half of its cell is painted."""
+    corrections to it, so it is given up only if MOSTLY of its cell is painted."""
     share = paint.float()[:, None]
     if not isinstance(spec, TokenSpec):
         touched = F.adaptive_max_pool2d(share, (spec.height, spec.width)) > 0

@@ -22,14 +22,19 @@ def check(prior: dict[str, Any]) -> None:
         ) from None
 
 
+def wrapped(architecture: dict[str, Any]) -> dict[str, Any]:
+    """The architecture of a tokenizer of tokens -> that of the wrapped one."""
+    return {"_target_": TARGET, "tokenizer": architecture}
+
+
 def load(export: Path) -> tuple[Tokenizer, dict[str, Any], str]:
     """(wrapped tokenizer in eval mode, not yet standardized; facts and fingerprint of `export`).
 
     Raises ValueError if its latents are continuous already."""
     saved = checkpoint.read_model(export, "tokenizer")
-    wrapped = build.model({"_target_": TARGET, "tokenizer": saved.architecture})
-    checkpoint.load_strict(wrapped.tokenizer, saved.tensors, str(export))
-    return wrapped.eval().requires_grad_(False), saved.facts, saved.fingerprint
+    tokenizer = build.model(wrapped(saved.architecture))
+    checkpoint.load_strict(tokenizer.tokenizer, saved.tensors, str(export))
+    return tokenizer.eval().requires_grad_(False), saved.facts, saved.fingerprint
 
 
 def save(folder: Path, tokenizer: Tokenizer, export: Path) -> str:
@@ -40,6 +45,6 @@ def save(folder: Path, tokenizer: Tokenizer, export: Path) -> str:
         folder,
         tokenizer,
         kind="tokenizer",
-        architecture={"_target_": TARGET, "tokenizer": header["architecture"]},
+        architecture=wrapped(header["architecture"]),
         facts=header["facts"],
     )

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vqgen import arguments, build, checkpoint, editing, features, pictures
+from vqgen import arguments, build, checkpoint, editing, pictures
 from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer, TokenSpec
 from vqgen.sampling import guidance as guidances
 
@@ -133,7 +132,7 @@ class Pipeline:
             raise ValueError(f"wanted batch of at least 1, got {batch}")
         seeds = arguments.checked_seeds(range(total) if seeds is None else seeds)
         scale = guidances.parse(guidance)
-        settings = self.knobs(knobs)
+        settings = checked_knobs(prior, {**self.facts.get("knobs", {}), **knobs})
         condition = (text or self._condition(labels, total)).map(lambda part: part.to(self.device))
         done = []
         for start in range(0, total, batch):
@@ -272,20 +271,21 @@ class Pipeline:
             return Condition.of_labels(anything).null()
         return Condition(total)
 
-    def knobs(self, given: dict[str, Any]) -> Any:
-        """The prior's frozen `Knobs`: those given over the model's own defaults. Raises ValueError
-        for a name that the family does not have."""
-        defaults = dict(self.facts.get("knobs", {}))
-        valid = self.prior.Knobs.__dataclass_fields__
-        for name in given:
-            if name not in valid:
-                family = type(self.prior).__name__
-                hint = build.nearest(name, list(valid))
-                raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
-            default, value = valid[name].default, given[name]
-            if isinstance(default, int | float) and isinstance(value, str):
-                raise ValueError(f"{name} wants a number like {default}, got {value!r}")
-        return self.prior.Knobs(**{**defaults, **given})
+
+def checked_knobs(prior: Prior, given: dict[str, Any]) -> Any:
+    """The sampling knobs of a prior, its defaults where nothing is given.
+
+    Raises ValueError for a knob that its family does not have, or a word for a number."""
+    valid = prior.Knobs.__dataclass_fields__
+    for name in given:
+        if name not in valid:
+            family = type(prior).__name__
+            hint = build.nearest(name, list(valid))
+            raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
+        default, value = valid[name].default, given[name]
+        if isinstance(default, int | float) and isinstance(value, str):
+            raise ValueError(f"{name} wants a number like {default}, got {value!r}")
+    return prior.Knobs(**given)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Pipeline:
@@ -325,42 +325,3 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any], str]:
     tokenizer = build.model(saved.architecture)
     checkpoint.load_strict(tokenizer, saved.tensors, str(folder))
     return tokenizer.eval().requires_grad_(False), saved.facts, saved.fingerprint
-
-
-def refusal(
-    prior: dict[str, Any],
-    export: Path,
-    *,
-    fingerprint: str | None = None,
-    as_features: bool = False,
-) -> str | None:
-    """Why the prior of this config node cannot read the latents of a tokenizer export, or that it
-    is not the one of this fingerprint; None if it can."""
-    load = features.load if as_features else load_tokenizer
-    try:
-        tokenizer, _, mark = load(export)
-        if fingerprint is not None and mark != fingerprint:
-            return f"its tokenizer ({mark}) is not the one that made the cache ({fingerprint})"
-        build.check_pair(prior, tokenizer.spec)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def preview(
-    tokenizer: Tokenizer, class_names: tuple[str, ...], settings: dict[str, Any], prior: Prior
-) -> np.ndarray:
-    """A sample sheet, uint8 [height, width, 3]: settings["per_class"] images of up to 10 classes,
-    one row each.
-
-    settings also holds guidance and the prior's knobs; images have the seeds 0, 1, 2, ..."""
-    pipeline = Pipeline(tokenizer, prior, facts={"class_names": class_names})
-    knobs = {
-        name: value for name, value in settings.items() if name not in ("per_class", "guidance")
-    }
-    count = settings["per_class"]
-    labels = [label for label in range(min(10, len(class_names))) for _ in range(count)] or None
-    images = pipeline.sample(
-        labels, n=None if labels else 4 * count, guidance=settings["guidance"], **knobs
-    )
-    return pictures.sheet(images, labels, class_names, columns=count)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 
 from tests import tiny
 from vqgen.contracts import FeatureSpec, Reconstruction, Tokenizer, TokenSpec
@@ -265,6 +266,38 @@ def test_a_cache_in_any_fsspec_place(tmp_path: Path) -> None:
     written(tmp_path, tiny.data(), tiny.tokenizer())
     for ours, remote in zip(batches(read(tmp_path), 3), batches(read(out), 3), strict=True):
         assert torch.equal(ours["latents"], remote["latents"])
+
+
+def test_a_cache_made_again_in_the_same_remote_place_is_the_new_one(tmp_path: Path) -> None:
+    """What was downloaded of the old one must not count, neither for reading nor for the hashes."""
+    out, data = "memory://vqgen-test/again", tiny.data()
+    written(out, data, tiny.tokenizer())
+    old = batches(read(out), 1)[0]["latents"]
+    manifest.Folder(out).files.rm("/vqgen-test/again", recursive=True)
+    other = tiny.tokenizer()
+    torch.nn.init.normal_(other.bottleneck.codebook.weight)  # type: ignore[union-attr]
+    written(out, data, other)
+    written(tmp_path, data, other)
+    new = batches(read(out), 1)[0]["latents"]
+    assert torch.equal(new, batches(read(tmp_path), 1)[0]["latents"])
+    assert not torch.equal(new, old)
+
+
+def half(rank: int, folder: Path) -> None:
+    """One of two processes that make a cache."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    written(folder / "two", tiny.data(), tiny.tokenizer(), shard_images=5)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_files_of_one(tmp_path: Path) -> None:
+    start_processes(half, args=(tmp_path,), nprocs=2, start_method="spawn")
+    one = written(tmp_path / "one", tiny.data(), tiny.tokenizer(), shard_images=5)
+    assert manifest.read(manifest.Folder(str(tmp_path / "two"))) == one
+    read(tmp_path / "two")
 
 
 def test_crops_of_center_cropped_data_are_refused(tmp_path: Path) -> None:

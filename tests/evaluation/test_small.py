@@ -14,6 +14,7 @@ from tests.test_bad_input import ARCHITECTURE, PRIOR
 from vqgen import checkpoint, pipeline
 from vqgen.data.encoded import EncodedImages
 from vqgen.evaluation.small import SmallDistance, measure
+from vqgen.preview import Preview
 from vqgen.training import launch
 from vqgen.training.stage1 import Stage1
 from vqgen.training.stage2 import Stage2
@@ -29,13 +30,12 @@ def trained(tmp_path: Path, small_fd: Any) -> Stage2:
     tokenizer, data = tiny.tokenizer(), tiny.data()
     export = runs.stage1(tmp_path) / "tokenizer"
     mark = checkpoint.read_header(export)["fingerprint"]
+    names = tuple(data.class_names)
     module = Stage2(
         tiny.prior(),
         tiny.recipe(2),
         image_size=tiny.SIZE,
-        preview=partial(
-            pipeline.preview, tokenizer, data.class_names, {"per_class": 1, "guidance": 1.0}
-        ),
+        preview=Preview({"per_class": 1, "guidance": 1.0}, tokenizer, tiny.prior(), names),
         tokenizer=export,
         architecture=PRIOR,
         facts={"class_names": [], "num_classes": 3, "tokenizer_fingerprint": mark},

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vqgen import build, checkpoint
+from vqgen import build, checkpoint, pipeline
 
 SIZE = [16, 16]
 HALF = {"channels": 32, "multipliers": [1, 2, 2], "attention_levels": [-1], "_partial_": True}
@@ -60,15 +60,21 @@ PAIRS: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
 
 def save(folder: Path, tokenizer: dict[str, Any], prior: dict[str, Any]) -> Path:
     """A pipeline folder with random weights in every tensor; three classes."""
-    torch.manual_seed(0)
-    made = randomized(build.model(tokenizer))
-    facts: dict[str, Any] = {"class_names": []}
-    mark = checkpoint.save_model(
-        folder / "tokenizer", made, kind="tokenizer", architecture=tokenizer, facts=facts
-    )
+    save_tokenizer(folder, tokenizer)
+    made, _, mark = pipeline.load_tokenizer(folder / "tokenizer")
     model = randomized(build.prior(prior, made, num_classes=3))
     facts = {"class_names": ["a", "b", "c"], "num_classes": 3, "tokenizer_fingerprint": mark}
     checkpoint.save_model(folder / "prior", model, kind="prior", architecture=prior, facts=facts)
+    return folder
+
+
+def save_tokenizer(folder: Path, node: dict[str, Any]) -> Path:
+    """folder/tokenizer with random weights in every tensor."""
+    torch.manual_seed(0)
+    made, facts = randomized(build.model(node)), {"class_names": []}
+    checkpoint.save_model(
+        folder / "tokenizer", made, kind="tokenizer", architecture=node, facts=facts
+    )
     return folder
 
 

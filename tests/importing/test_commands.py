@@ -52,7 +52,10 @@ def test_import_then_export_is_the_same_file(
     assert len(records) == 1
     change(files[0], **records)
     out = tmp_path / "again"
+    capsys.readouterr()
     assert run("import_weights", *files, *configs(files), "--out", out) == 0
+    said = capsys.readouterr().out
+    assert all(f"left out: {name} (a record of its training)" in said for name in records)
     for part, file in zip(("tokenizer", "prior"), files, strict=True):
         capsys.readouterr()
         back = tmp_path / f"back_{part}.safetensors"
@@ -66,6 +69,27 @@ def test_import_then_export_is_the_same_file(
                 assert f"{name}: zeros, as before a training" in said and not got[name].any()
             else:
                 assert torch.equal(got[name], value), name
+
+
+def test_taming_comes_back_and_the_keys_that_were_left_out_are_said(
+    run: Run, tmp_path: Path, capsys
+) -> None:
+    node = small.autoencoder({**small.VQ, "codebook": small.codebook()})
+    saved = small.save_tokenizer(tmp_path / "ours", node)
+    file, out = tmp_path / "last.ckpt", tmp_path / "again"
+    words = [saved, "--part", "tokenizer", "--as", "taming-vqgan", "--out", file]
+    assert run("export_weights", *words) == 0
+    content = torch.load(file)["state_dict"]
+    loss = {f"loss.discriminator.main.{n}.weight": torch.ones(2) for n in (0, 2)}
+    torch.save({"state_dict": content | loss}, file)
+    capsys.readouterr()
+    words = [file, "--config", file.with_suffix(".json"), "--out", out]
+    assert run("import_weights", *words) == 0
+    said = "left out: loss.discriminator.main.0.weight and 1 more (the networks of its training"
+    assert said in capsys.readouterr().out
+    a, b = (checkpoint.read_model(path / "tokenizer", "tokenizer").tensors for path in (saved, out))
+    learned = [name for name in a if not name.endswith(("started", "usage"))]
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in learned)
 
 
 def test_a_prior_joins_a_tokenizer_that_is_there(run: Run, tmp_path: Path, capsys) -> None:

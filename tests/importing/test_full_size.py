@@ -18,6 +18,7 @@ from vqgen.contracts import Condition
 from vqgen.importing.convert import Latents, Match
 from vqgen.importing.export import canonical, export, to_theirs
 from vqgen.importing.family import Hints
+from vqgen.importing.folder import imagenet_classes
 from vqgen.tokenizers.pyramid import FrozenPyramid, Phi
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,40 @@ def test_every_key_has_its_place_and_comes_back(manifest: Manifest) -> None:
     back, _ = to_theirs(family, canonical(description.architecture, spec), spec, ours)
     wanted = {n: s for n, s in manifest.shapes.items() if not n.startswith("loss.")}
     assert {name: tuple(value.shape) for name, value in back.items()} == wanted
+
+
+# manifest -> side in tokens, guidance, top-k and top-p of the demo, guidance for FID (FACTS)
+RECOMMENDED = {
+    "llamagen_gpt_c2i_B_256": (16, "4.0", 2000, None, "2.0"),
+    "llamagen_gpt_c2i_L_256": (16, "4.0", 2000, None, "2.0"),
+    "llamagen_gpt_c2i_XL": (24, "4.0", 2000, None, "1.75"),
+    "llamagen_gpt_c2i_XXL": (24, "4.0", 2000, None, "1.75"),
+    "llamagen_gpt_c2i_3B": (24, "4.0", 2000, None, "1.65"),
+    "llamagen_gpt_t2i_XL_256": (16, "7.5", 1000, None, None),
+    "var_d16": (16, "linear:5.0", 900, 0.95, "linear:2.5"),
+    "var_d30": (16, "linear:5.0", 900, 0.95, "linear:2.5"),
+    "var_d36_s_512": (32, "linear:5.0", 900, 0.95, "linear:2.5"),
+}
+
+
+@pytest.mark.parametrize("name", RECOMMENDED)
+def test_the_settings_of_the_authors_are_the_defaults(name: str) -> None:
+    if name not in FOUND:
+        pytest.skip("no manifest")
+    manifest, (side, guidance, top_k, top_p, fid) = FOUND[name], RECOMMENDED[name]
+    described = manifest.family.describe(manifest.shapes, Hints(name=name))
+    assert described.spec is not None and described.spec.scales[-1] == (side, side)
+    facts = described.facts
+    assert facts["guidance"] == guidance and facts["knobs_source"]
+    assert facts["knobs"] == {"temperature": 1.0, "top_k": top_k, "top_p": top_p}
+    assert facts["knobs_for_fid"].get("guidance") == fid
+
+
+def test_the_names_of_imagenet() -> None:
+    names = imagenet_classes()
+    assert len({name.lower() for name in names}) == 1000
+    known = {0: "tench", 207: "golden retriever", 281: "tabby", 999: "toilet tissue"}
+    assert {index: names[index] for index in known} == known
 
 
 PAIRS = [

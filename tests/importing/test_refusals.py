@@ -1,5 +1,6 @@
 """What a user typed wrong at the import, and the one sentence they get, with what to type."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.importing import small
 from tests.parity import golden
+from vqgen.contracts import TokenSpec
 from vqgen.importing import settings
+from vqgen.importing.convert import Latents, Published
 from vqgen.importing.export import export
-from vqgen.importing.family import Hints
+from vqgen.importing.family import Description, Hints
 from vqgen.importing.llamagen import LLAMAGEN_GPT
+from vqgen.importing.pairs import Beside, check_grids
 
 LLAMAGEN, VAR = ("llamagen-vq", "llamagen-gpt"), ("var-vae", "var")
 Files = tuple[Path, Path]
@@ -176,6 +180,23 @@ def test_a_pair_that_does_not_fit_is_told_so_before_settings_are_asked_for(
     out = tmp_path / "out"
     assert run("import_weights", made[VAR][0], *words(made[VAR])[2:4], "--out", out) == 0
     assert "it wants a llamagen-vq tokenizer" in refused(made[LLAMAGEN][1], out=out)
+
+
+def test_the_tokenizer_of_the_other_published_kind(tmp_path: Path) -> None:
+    """Those for classes and for texts have the same keys and shapes."""
+    spec = TokenSpec(48, ((4, 4),))
+    for own, given, fits in (
+        ("c2i_B", "vq_ds16_c2i.pt", True),
+        ("c2i_B", "mine.pt", True),
+        ("c2i_B", "vq_ds16_t2i.pt", False),
+        ("t2i_XL", "vq_ds16_c2i.pt", False),
+        (None, "vq_ds16_t2i.pt", True),
+    ):
+        prior = Published(LLAMAGEN_GPT, Path("gpt.pt"), "model", {})
+        described = Description({}, spec=spec, facts={"published": own})
+        beside = Beside("llamagen-vq", given, 4, Latents(spec))
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match=given):
+            check_grids(prior, described, beside)
 
 
 def test_files_that_are_none_or_the_same(made, refused: Refused, tmp_path: Path) -> None:

@@ -103,3 +103,10 @@ def test_r1_does_not_grow_with_the_number_of_patches() -> None:
     torch.testing.assert_close(
         gradient_penalty(images, one), gradient_penalty(images, one.expand(2, 1, 6, 6))
     )
+
+
+def test_lecam_forgets_logits_that_are_not_finite() -> None:
+    lecam = LeCam(decay=0.5)
+    lecam.update(torch.tensor([2.0]), torch.tensor([-4.0]))
+    lecam.update(torch.tensor([float("nan")]), torch.tensor([float("inf")]))
+    assert lecam.mean_real.item() == 1.0 and lecam.mean_fake.item() == -2.0

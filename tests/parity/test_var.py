@@ -11,7 +11,6 @@ from tests.parity import golden
 from tests.parity import var_peer as peer
 from tests.parity.peer import assert_round_trip, load
 from vqgen.contracts import Condition
-from vqgen.importing.convert import Latents
 from vqgen.sampling.logits import filter_logits
 
 assert_matches = partial(golden.assert_matches, share=2e-5)
@@ -24,12 +23,8 @@ class Case:
     def __init__(self, fixture: golden.Fixture) -> None:
         self.fixture, self.config = fixture, fixture.config
         self.io = fixture.tensors("io")
-        vae = fixture.beside(self.config["vae"])
-        side = 16 * self.config["model"]["patch_nums"][-1]
-        self.tokenizer = load(vae, size=(side, side)).module
-        latents = Latents(self.tokenizer.spec, self.tokenizer.pyramid)
-        self.imported = load(fixture, latents=latents)
-        self.model = self.imported.module
+        self.imported = load(fixture, beside=fixture.beside(self.config["vae"]))
+        self.tokenizer, self.model = self.imported.tokenizer, self.imported.module
         self.tokens = self.io["in/gt_BL"]
         self.condition = Condition.of_labels(self.io["in/label_B"])
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqgen.contracts import Condition, FeatureSpec, Known, TokenSpec
+from vqgen.contracts import Condition, FeatureSpec, Guidance, Known, TokenSpec
 from vqgen.priors.absorbing import Absorbing
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.guidance import constant, interval
 from vqgen.sampling.masking import nats
+from vqgen.sampling.unmasking import unmask
 
 VOCAB, SIZE = 11, (2, 3)
 SPEC = TokenSpec(VOCAB, (SIZE,))
-KINDS: dict[str, dict[str, int]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "unconditional": {},
     "class": {"num_classes": 3},
     "text": {"text_length": 4, "text_dim": 5},
@@ -366,21 +367,79 @@ def test_guidance_one_is_the_conditional_model_and_zero_the_null(sampler: str) -
     assert torch.equal(model.sample(asked, knobs, constant(0.0), range(4)), null)
     strong = model.sample(asked, knobs, constant(6.0), range(4))
     assert not torch.equal(strong, plain)
+    for start, stop, both in ((0.0, 0.4, [8, 8, 4, 4]), (0.4, 1.0, [4, 4, 8, 8])):
+        rows.clear()
+        model.sample(asked, knobs, interval(6.0, start, stop), range(4))
+        assert len(rows) == 4 and all(n <= most for n, most in zip(rows, both, strict=True))
+        assert rows == both or sampler == "ancestral"  # there, images may have nothing to decide
     rows.clear()
-    model.sample(asked, knobs, interval(6.0, 0.0, 0.4), range(4))
-    assert rows == [8, 8, 4, 4]
+    model.sample(condition("class", 8), model.Knobs(steps=60), constant(1.0), range(8))
+    assert set(rows) == {4}  # images that decide nothing take no part
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("width", [32, 100])
+@torch.no_grad()
+def test_property_places_asked_alone_get_the_same_bits(width: int, dtype: torch.dtype) -> None:
+    spec, counts = TokenSpec(97, ((5, 4),)), torch.Generator().manual_seed(3)
+    model = make(spec, width=width, heads=5 if width == 100 else 4, kv_heads=None).to(dtype)
+    noisy, front = tokens(8, spec), model.net.condition(Condition(8))
+    full = model.net(noisy, None, front)
+    for share in (0.01, 0.1, 0.5, 1.0):
+        asked = torch.rand(noisy.shape, generator=counts) < share
+        assert torch.equal(model.net(noisy, None, front, None, asked), full[asked])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("guidance", [constant(1.0), interval(3.0, 0.2, 0.8)], ids=["off", "on"])
+def test_property_the_savings_of_the_sampler_change_nothing(
+    kind: str, sampler: str, guidance: Guidance
+) -> None:
+    """The same loop with every image, both branches and all places in every call."""
+    model, asked, seeds = make(**KINDS[kind], rate_condition=True), condition(kind, 5), range(5)
+    knobs = model.Knobs(sampler=sampler, steps=12, remask=0.1)
+    keep = torch.zeros(5, 6, dtype=torch.bool)
+    keep[0, 1], keep[2], keep[3, :5] = True, True, True
+    known, rows = Known(tokens(5), keep), []
+
+    def plainly(now: Tensor, wanted: Tensor, rate: float, step: int) -> Tensor:
+        noisy, rates = now.masked_fill(now < 0, VOCAB), torch.full((5,), rate)
+        clear, null = (model.net.logits(noisy, rates, part) for part in (asked, asked.null()))
+        scale = guidance(step / 11)
+        return (clear if scale == 1 else null + scale * (clear - null))[wanted]
+
+    wanted = unmask(
+        plainly,
+        torch.where(keep, known.latents, -1),
+        size=SIZE,
+        knobs=knobs,
+        rates=knobs.rates(model.clock.schedule),
+        draws=Draws(list(seeds)),
+    )
+    model.net.blocks[0].register_forward_hook(lambda module, x, y: rows.append(len(y)))
+    done = model.sample(asked, knobs, guidance, seeds, known)
+    assert torch.equal(done, wanted)
+    both = kind != "unconditional" and guidance(0.5) != 1
+    assert max(rows) <= (8 if both else 4)  # the image that is wholly known takes no part
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_point_mass_is_sampled(kernel: str, sampler: str) -> None:
+def test_a_point_mass_is_sampled(
+    kernel: str, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network that is sure of one image gives it, whatever the sampler and the noise."""
     if kernel == "uniform" and sampler != "ancestral":
         return
     model = make(num_classes=3, kernel=kernel)
     point = tokens(1)
     sure = 100.0 * torch.nn.functional.one_hot(point, VOCAB).float()
-    model.net.register_forward_hook(lambda module, inputs, out: sure.expand(len(out), -1, -1))
+    monkeypatch.setattr(
+        model.net,
+        "forward",
+        lambda noisy, rate, front, visible, asked: sure.expand(len(noisy), -1, -1)[asked],
+    )
     knobs = model.Knobs(sampler=sampler, steps=5)
     drawn = model.sample(condition("class"), knobs, constant(2.0), [1, 2, 3])
     assert torch.equal(drawn, point.expand(3, -1))
@@ -417,6 +476,7 @@ def test_a_grid_that_is_not_square_and_a_number_of_steps_of_ones_own() -> None:
 
 def test_text_hides_its_padding() -> None:
     model, given, asked = make(**KINDS["text"]), tokens(), condition("text")
+    assert make().text_size is None and make(**KINDS["text"]).text_size == (4, 5)
     assert asked.text is not None and asked.mask is not None
     other = Condition.of_text(torch.where(asked.mask[..., None], asked.text, 9.0), asked.mask)
     assert torch.equal(model.net.logits(given, None, asked), model.net.logits(given, None, other))
@@ -449,11 +509,13 @@ def test_latents_that_do_not_fit_are_refused(spec: Any, sentence: str) -> None:
     [
         ({"kernel": "gaussian"}, "absorbing, uniform, got gaussian"),
         ({"kernel": "uniform", "noise_steps": None}, "noise_steps=null; type prior"),
-        ({"noise_steps": 0}, "noise_steps of at least 1"),
+        ({"noise_steps": 0}, "noise_steps as a whole number of at least 1"),
         ({"schedule": "cosin"}, "got cosin"),
         ({"weight": "elob"}, "got elob"),
         ({"weight": lambda s: -s}, "w_t of at least 0"),
-        ({"bound_samples": 0}, "bound_samples of at least 1"),
+        ({"schedule": [1, 0.5, 0.6, 0]}, r"falling alpha-bars, got \[1, 0.5, 0.6, 0\]; type"),
+        ({"bound_samples": 0}, "bound_samples as a whole number of at least 1"),
+        ({"bound_samples": 1.5}, "bound_samples as a whole number of at least 1, got 1.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], sentence: str) -> None:

@@ -16,6 +16,7 @@ from vqgen.priors.flow import PAIRINGS, Flow, optimal_pairs
 from vqgen.sampling.guidance import constant, interval
 from vqgen.sampling.knobs import SOLVERS
 from vqgen.sampling.paths import OT, VE, VP, WEIGHTS
+from vqgen.sampling.times import TRAINING_TIMES
 
 SPEC = FeatureSpec(4, 2, 3)  # not square, on purpose
 NETWORK = partial(DiT, width=32, depth=2, heads=2)
@@ -138,13 +139,17 @@ def test_probes_estimate_the_exact_trace() -> None:
     assert float((wanted - got).abs().max()) / 24 < 0.07
 
 
-def test_the_bits_of_a_new_flow_are_the_standard_normals() -> None:
-    """Its velocity is 0, so the noise is the latents, by fixed steps and by adaptive ones."""
+@pytest.mark.parametrize("path", [OT(), VP(), VE()], ids=["ot", "vp", "ve"])
+def test_the_bits_of_a_new_flow_are_the_standard_normals(path: Any) -> None:
+    """Its residual is 0, so the flow is that of standard normal data, by fixed steps and by
+    adaptive ones."""
     given = latents()
     normal = torch.distributions.Normal(0.0, 1.0).log_prob(given).flatten(1).sum(dim=1)
     for steps in (10, 0):
-        model = Flow(SPEC, network=NETWORK, likelihood_steps=steps).eval()
-        torch.testing.assert_close(model.bits(given, Condition(4)), -normal / math.log(2))
+        options: Any = {"path": path, "predict": "residual", "likelihood_steps": steps}
+        model = Flow(SPEC, network=NETWORK, **options).eval()
+        bits = model.bits(given, Condition(4))
+        torch.testing.assert_close(bits, -normal / math.log(2), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("path", [OT(), VP(), VE(sigma_max=5.0)], ids=["ot", "vp", "ve"])
@@ -161,12 +166,17 @@ def test_every_kind_of_prediction_trains(path: Any, kind: Any) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("times", TRAINING_TIMES)
 @pytest.mark.parametrize("weighting", NOISE_WEIGHTS)
-def test_diffusion_weightings_are_their_formulas(weighting: str) -> None:
-    """The mean over t of the loss, against the squared error of the score, written out."""
-    model, path = make("diffusion-vp", weighting=weighting, label_dropout=0.0), VP()
-    given, t = latents(64), torch.linspace(0.1, 0.9, 64, dtype=torch.float64)
-    noise = latents(64, seed=3)
+def test_diffusion_weightings_are_their_formulas(weighting: str, times: str) -> None:
+    """The loss, against the squared error of the score at the same draws, written out."""
+    changes = {"weighting": weighting, "times": times, "label_dropout": 0.0}
+    model, path, given = make("diffusion-vp", **changes), VP(), latents(64)
+    torch.manual_seed(3)
+    loss = model.loss(given, asked(64)).total
+    torch.manual_seed(3)
+    t = 0.999 * TRAINING_TIMES[times](64)  # the path ends there
+    noise = torch.randn_like(given)
     x, value = model.denoiser.at(given, noise, t, asked(64))
     guess = path.convert(value, x, t, "residual", "score")
     score = path.target("score", given, noise, t)
@@ -178,9 +188,7 @@ def test_diffusion_weightings_are_their_formulas(weighting: str) -> None:
         "likelihood": g**2,
         "min_snr": (a**2 / b**2).clamp(max=5) * b**4 / a**2,  # data error = b^2 / a score error
     }[weighting]
-    noise_error = (path.split("residual", value, x, t)[1] - noise).square().flatten(1).mean(dim=1)
-    got = NOISE_WEIGHTS[weighting](path, t) * noise_error
-    torch.testing.assert_close(got, factor * squared, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(loss.double(), (factor * squared).mean(), rtol=1e-3, atol=1e-5)
 
 
 def test_plain_flow_matching_is_the_slides_loss() -> None:
@@ -192,7 +200,11 @@ def test_plain_flow_matching_is_the_slides_loss() -> None:
     at = t.float().reshape(-1, 1, 1, 1)
     x = at * latents() + (1 - at) * noise
     guess = model.denoiser(x, t, model.denoiser.embed(asked()))
-    torch.testing.assert_close(got, (latents() - noise - guess).square().mean())
+    plain = (latents() - noise - guess).square().mean()
+    torch.testing.assert_close(got, plain)
+    model.weighting = "1/lambda"  # of a target x_1 - e, whose mean square is 2 at every t
+    torch.manual_seed(3)
+    torch.testing.assert_close(model.loss(latents(), asked()).total, plain / 2)
 
 
 def test_labels_are_dropped_in_the_loss_alone() -> None:
@@ -285,6 +297,8 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         ({"weighting": "snr"}, "weighting as one of uniform, 1/lambda, got snr; type prior.weig"),
         ({"times": "cosine"}, "times as one of uniform, logit_normal, got cosine; type prior.t"),
         ({"pairing": "ot"}, "pairing as one of random, optimal, got ot; type prior.pairing=rand"),
+        ({"likelihood_steps": -1}, "at least 0, got -1; type prior.likelihood_steps=32"),
+        ({"likelihood_probes": 0.5}, "at least 0, got 0.5; type prior.likelihood_probes=1"),
         ({"network": partial(NETWORK, patch=2)}, "divides the latents' 2 x 3, got 2; type prior"),
     ],
 )
@@ -296,6 +310,11 @@ def test_impossible_settings_are_refused(change: dict, sentence: str) -> None:
 def test_the_straight_path_is_no_diffusion() -> None:
     with pytest.raises(ValueError, match="path as one of vp, ve, got ot; type path=vp, or prior=f"):
         Diffusion(SPEC, network=NETWORK, path=OT())
+
+
+def test_a_bound_needs_an_evaluation() -> None:
+    with pytest.raises(ValueError, match=r"got 0; type prior\.likelihood_evaluations=16"):
+        Diffusion(SPEC, network=NETWORK, likelihood_evaluations=0)
 
 
 def test_wrong_questions_are_refused() -> None:

@@ -499,6 +499,21 @@ def test_latents_that_do_not_fit_are_refused(spec: Any, sentence: str) -> None:
         VAR(spec, pyramid=pyramid(), depth=1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"depth": 0}, "prior.depth as a whole number of at least 1, got 0; type prior.depth=1"),
+        ({"progressive_steps": -5}, "prior.progressive_steps as a whole number of at least 0"),
+        ({"label_dropout": 1.5}, "prior.label_dropout from 0 to 1, got 1.5"),
+        ({"label_smoothing": 2}, "prior.label_smoothing from 0 to 1, got 2"),
+        ({"drop_path": -0.1}, "prior.drop_path from 0 to 1, got -0.1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        new(**settings)
+
+
 def test_the_other_prior_refuses_a_pyramid() -> None:
     with pytest.raises(ValueError, match=r"needs tokens of one scale, got 4 .*type prior=var"):
         LlamaGen.check(SPEC)

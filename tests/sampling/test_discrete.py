@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vqgen.sampling.discrete import Clock, Kernel
 from vqgen.sampling.masking import Masking, binomial
 from vqgen.sampling.replacement import Replacement
-from vqgen.sampling.schedules import SCHEDULES, Schedule, linear
+from vqgen.sampling.schedules import SCHEDULES, linear, parse
 
 CODES, BETAS = 3, (0.1, 0.2, 0.3)
 KEEP = torch.cumprod(1 - torch.tensor((0.0, *BETAS), dtype=torch.float64), dim=0)
@@ -78,16 +78,9 @@ def test_the_numbers_of_the_lecture() -> None:
 
 
 def test_the_reveal_probability_of_given_betas() -> None:
-    """rho_3 of beta = .1, .2, .3 through the clock that loss and sampler use: a schedule through
-    the three values."""
-    knots = torch.cat((KEEP, torch.zeros(1, dtype=torch.float64)))
-
-    def through(s: Tensor) -> Tensor:
-        place = (s * 4).clamp(max=4 - 1e-12)
-        left = place.long()
-        return knots[left] + (place - left) * (knots[left + 1] - knots[left])
-
-    clock = Clock(Schedule(through), steps=4)
+    """rho_3 of beta = .1, .2, .3 through the clock that loss and sampler use, as one may type
+    it."""
+    clock = Clock(parse([1, 0.9, 0.72, 0.504, 0]), steps=4)
     rho = clock.reveal(torch.tensor([0.75], dtype=torch.float64))
     assert rho.item() == pytest.approx(0.435483871, abs=1e-9)
 
@@ -178,7 +171,9 @@ def test_weights_that_make_no_sense_are_refused(wanted) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"elbo, uniform, maskgit or a function.*got elob"):
         Clock(linear(), 10).weight("elob")
-    with pytest.raises(ValueError, match="noise_steps of at least 1, got 0"):
+    with pytest.raises(ValueError, match="noise_steps as a whole number of at least 1, got 0"):
         Clock(linear(), 0)
+    with pytest.raises(ValueError, match=r"noise_steps as a whole number .* got 2\.5"):
+        Clock(linear(), 2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"kernel=uniform wanted .* prior\.noise_steps=1000"):
         Replacement(4, Clock(linear()))

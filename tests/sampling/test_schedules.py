@@ -33,6 +33,29 @@ def test_a_schedule_of_ones_own() -> None:
     assert parse(own) is own and own.name == "custom"
 
 
+def test_alpha_bars_that_are_typed() -> None:
+    typed = parse([1, 0.9, 0.72, 0.504, 0])
+    at = torch.tensor([0, 0.125, 0.25, 0.6, 1], dtype=torch.float64)
+    wanted = torch.tensor([1, 0.95, 0.9, 0.6336, 0], dtype=torch.float64)
+    torch.testing.assert_close(typed.clean(at), wanted)
+    slopes = torch.tensor([-0.4, -0.4, -0.72, -0.864, -2.016], dtype=torch.float64)
+    torch.testing.assert_close(typed.slope(at), slopes)
+    assert typed.rates(2) == pytest.approx([1, 0.28, 0])
+    for wrong in ([], [1], [1, 0.5, 0.5, 0], [0, 1], [1, 2, 0]):
+        with pytest.raises(ValueError, match=r"falling alpha-bars, got .*type for instance"):
+            parse(wrong)
+    for wrong in ([0.9, 0], [1, 0.5]):
+        with pytest.raises(ValueError, match=r"falls from 1 at s=0 strictly to at most 0\.01"):
+            parse(wrong)
+    with pytest.raises(ValueError, match="linear, cosine, log_linear, arc_cosine or a list"):
+        parse(["a", 0])  # type: ignore[list-item]
+
+
+def test_a_loop_ends_without_masks_whatever_a_curve_rounds_to() -> None:
+    nearly = Schedule(lambda s: (1 - 1e-7) * (1 - s))
+    assert nearly.rates(4)[-1] == 0
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 3, 64])
 def test_the_rates_of_a_loop(name: str, steps: int) -> None:
@@ -59,5 +82,5 @@ def test_what_is_no_schedule_is_refused(curve, sentence: str) -> None:
 def test_a_wrong_slope_and_a_wrong_name_are_refused() -> None:
     with pytest.raises(ValueError, match="leave slope out"):
         Schedule(linear().clean, lambda s: -2 * torch.ones_like(s))
-    with pytest.raises(ValueError, match="linear, cosine, log_linear, arc_cosine, got cosin"):
+    with pytest.raises(ValueError, match=r"linear, cosine, log_linear, arc_cosine .*, got cosin"):
         parse("cosin")

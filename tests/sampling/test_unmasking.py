@@ -17,22 +17,26 @@ SIZE, VOCAB = (3, 4), 7
 LENGTH = 12
 
 
-def predict(tokens: Tensor, rate: float, step: int) -> Tensor:
-    """Logits that depend on every token of the same image and on the place, in float64."""
+def logits(tokens: Tensor) -> Tensor:
+    """[batch, length, vocab], of every token of the same image and of the place, in float64."""
     places = torch.arange(1, LENGTH + 1)[:, None] * torch.arange(1, VOCAB + 1)
     heard = ((tokens + 2) * torch.arange(1, LENGTH + 1)).sum(dim=1)
     return 2 * torch.cos(0.37 * places + heard[:, None, None].double())
 
 
+def predict(tokens: Tensor, asked: Tensor, rate: float, step: int) -> Tensor:
+    return logits(tokens)[asked]
+
+
 class Asked:
-    """`predict` that remembers in which steps it was called, and what it saw."""
+    """`predict` that remembers in which steps it was called."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
 
-    def __call__(self, tokens: Tensor, rate: float, step: int) -> Tensor:
+    def __call__(self, tokens: Tensor, asked: Tensor, rate: float, step: int) -> Tensor:
         self.steps.append(step)
-        return predict(tokens, rate, step)
+        return predict(tokens, asked, rate, step)
 
 
 def run(batch: int = 3, start: Tensor | None = None, **options: Any) -> tuple[Tensor, list[Tensor]]:
@@ -92,11 +96,10 @@ def test_without_the_trick_the_result_is_the_same() -> None:
     done, _ = run(1, steps=100, seeds=[5])
     draws, tokens, rates = Draws([5]), torch.full((1, LENGTH), -1), linear().rates(100)
     for step in range(100):
-        logits = predict(tokens, rates[step], step).float()
         stays = rates[step + 1] / rates[step]
         opens = (tokens < 0) & (draws.uniform(LENGTH) >= stays)
         if opens.any():
-            best = (logits[opens] + draws.gumbel(opens, VOCAB)).argmax(dim=-1)
+            best = (logits(tokens)[opens].float() + draws.gumbel(opens, VOCAB)).argmax(dim=-1)
             tokens = tokens.masked_scatter(opens, best)
     assert torch.equal(done, tokens)
 
@@ -113,7 +116,7 @@ def test_confidence_without_noise_takes_the_most_certain() -> None:
     _, film = run(2, sampler="confidence", steps=12, choice_temperature=0.0, temperature=0.0)
     tokens = torch.full((2, LENGTH), -1)
     for frame in film:
-        certain, best = predict(tokens, 1.0, 0).log_softmax(-1).max(dim=-1)
+        certain, best = logits(tokens).log_softmax(-1).max(dim=-1)
         place = certain.masked_fill(tokens >= 0, -math.inf).argmax(dim=1, keepdim=True)
         tokens = tokens.scatter(1, place, best.gather(1, place))
         assert torch.equal(tokens, frame)

@@ -12,15 +12,18 @@ def images(count: int = 4) -> torch.Tensor:
     return tiny.images(count).float() / 127.5 - 1
 
 
-def test_law_rounding_the_features_gives_the_tokens_of_the_tokenizer() -> None:
-    inner = tiny.tokenizer()
+@pytest.mark.parametrize("make", [tiny.tokenizer, tiny.multiscale], ids=["one", "many"])
+def test_law_rounding_the_features_gives_the_tokens_of_the_tokenizer(make) -> None:
+    """Of one scale and of many."""
+    inner = make()
     inner(images())  # a data-dependent start
     model = AsFeatures(tokenizer=inner).eval()
-    model.scaling.refine_(torch.linspace(-1, 1, 8), torch.linspace(0.1, 3, 8))
-    assert model.spec == FeatureSpec(8, 2, 3)
+    channels, grid = model.spec.channels, (model.spec.height, model.spec.width)
+    assert model.spec == FeatureSpec(inner.bottleneck.in_channels, *inner.latent_size)
+    model.scaling.refine_(torch.linspace(-1, 1, channels), torch.linspace(0.1, 3, channels))
     with torch.no_grad():
         latents, tokens = model.encode(images()), inner.encode(images())
-        assert latents.shape == (4, 8, 2, 3)
+        assert latents.shape == (4, channels, *grid)
         assert torch.equal(model.tokens(latents), tokens) and len(tokens.unique()) > 1
         assert torch.equal(model.decode(latents), inner.decode(tokens))
         near = latents + 1e-5 * torch.randn_like(latents)

@@ -335,9 +335,12 @@ def test_a_side_is_a_square() -> None:
         ([1, [2, 3, 4]], "each at least 1"),
         ("all", "to be auto, or a list"),
         ([1, 2.5], "each at least 1"),
+        (8, r"each at least 1, got 8; type .*scales=auto"),
+        (None, "each at least 1, got None"),
+        (True, "each at least 1, got True"),
     ],
 )
-def test_scales_that_do_not_fit_are_refused(scales: list, sentence: str) -> None:
+def test_scales_that_do_not_fit_are_refused(scales: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         _quantizer(scales=scales).spec(GRID)
 

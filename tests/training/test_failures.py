@@ -80,6 +80,71 @@ def test_a_run_folder_that_cannot_be_written() -> None:
                 os.seteuid(0)
 
 
+def test_a_run_folder_that_has_become_read_only(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o555)
+        module, data = stage1(tmp_path, 2)
+        try:
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+            with pytest.raises(OSError, match=r"cannot write in the run folder.*train\.resume="):
+                run(Path(name), module, data)
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    """Else every kill would cost the disk space of a checkpoint, until nothing can be saved."""
+    module, data = stage1(tmp_path, 2)
+    left = [tmp_path / "run" / name for name in ("checkpoints", "tokenizer")]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / ".last.ckpt.12345.writing").write_bytes(b"half")
+    run(tmp_path / "run", module, data)
+    assert {path.name for folder in left for path in folder.iterdir()} == {
+        *("last.ckpt", "model.safetensors", "model.json")
+    }
+
+
+def settings_of(root: Path, **train: Any) -> dict[str, Any]:
+    """The settings that deciding about a resume reads."""
+    trainer = {"strategy": "auto", "devices": 1, "num_nodes": 1, "accelerator": "cpu"}
+    options = {"resume": "auto", "lr": 1.0, "accumulate": 1, **train}
+    names = {"run": {"root": str(root), "name": "x"}, "data": {"workers": None}}
+    return {**names, "train": options, "trainer": trainer}
+
+
+def test_resume_auto_passes_over_a_run_killed_in_its_first_save(tmp_path: Path, capsys) -> None:
+    """A requeued job must not fail for ever because one kill came at a bad time."""
+    settings = settings_of(tmp_path / "runs")
+    module, data = stage1(tmp_path, 2)
+    first = launch.open_run(settings, [], None, stage="stage1", name="x")
+    run(first.folder, module, data)
+    second = launch.open_run(settings, [], None, stage="stage1", name="x")
+    half = second.folder / "checkpoints" / ".last.ckpt.12345.writing"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    assert launch.find_resumed(settings, stage="stage1", name="x") == first.folder
+    assert f"passing over {second.folder}" in capsys.readouterr().out
+    (first.folder / "checkpoints" / "last.ckpt").unlink()
+    assert launch.find_resumed(settings, stage="stage1", name="x") is None
+
+
+def test_a_resume_may_change_how_batches_reach_the_devices(tmp_path: Path) -> None:
+    """Fewer workers after one died, more accumulation on a smaller machine: the same experiment."""
+    settings = settings_of(tmp_path / "runs")
+    module, data = stage1(tmp_path, 2)
+    begun = launch.open_run(settings, [], None, stage="stage1", name="x")
+    run(begun.folder, module, data)
+    smaller = settings_of(tmp_path / "runs", accumulate=4) | {"data": {"workers": 0}}
+    resumed = launch.open_run(smaller, [], begun.folder, stage="stage1", name="x")
+    assert resumed.counters.step == 2
+    with pytest.raises(ValueError, match=r"train\.lr: 1\.0 -> 2\.0"):
+        changed = settings_of(tmp_path / "runs", lr=2.0)
+        launch.open_run(changed, [], begun.folder, stage="stage1", name="x")
+
+
 def test_out_of_memory_in_validation(tmp_path: Path) -> None:
     """The state before each validation is on disk."""
     module, data = STAGES["llamagen"](tmp_path, 6)
@@ -88,7 +153,9 @@ def test_out_of_memory_in_validation(tmp_path: Path) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory (made to happen)")
 
     module.validation_step = exhausted  # type: ignore[method-assign]
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(
+        OSError, match=r"out of memory at step 4.*train\.accumulate=2.*train\.resume="
+    ):
         run(tmp_path / "run", module, data, validate_every=4)
     assert launch.read_counters(tmp_path / "run")[1].step == 4
     ends_as_if_nothing_had_happened(tmp_path / "run", "llamagen", tmp_path)

@@ -87,7 +87,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in place.items()})
-    devices.join({"strategy": "auto"})
+    devices.join({"strategy": "auto", "devices": 1, "num_nodes": 1, "accelerator": "cpu"})
     results: dict[str, Any] = {"sampled": sampled()}
     settings = {"run": {"root": str(folder / "runs"), "name": None}, "train": {}}
     results["folder"] = str(launch.open_run(settings, [], None, stage="stage1", name="two").folder)
@@ -103,6 +103,9 @@ def work(rank: int, folder: Path, port: int) -> None:
         results[strategy] = whole(train(folder / strategy, stage2(folder), encoded(), strategy))
     run = devices.once(lambda: half_way(folder, "ddp", folder / "cut"))
     results["resumed"] = train(folder / "cut", stage2(folder), encoded(), "ddp", run)
+    run = devices.once(lambda: half_way(folder, "fsdp", folder / "cut_fsdp"))
+    again = train(folder / "cut_fsdp", stage2(folder), encoded(), "fsdp", run)
+    results["resumed_fsdp"] = whole(again)
     spoiled = stage1("ema")
     if rank == 1:
         spoiled.model.after_step = drift(spoiled)  # type: ignore[method-assign]
@@ -196,11 +199,13 @@ def test_stage_2_ends_where_one_process_does(both: Any, tmp_path: Path, strategy
         torch.testing.assert_close(exported[1][name], value, atol=2e-5, rtol=1e-4, msg=name)
 
 
-def test_a_resumed_run_of_two_ends_in_the_same_bits(both: Any) -> None:
+@pytest.mark.parametrize(("whole", "cut"), [("ddp", "resumed"), ("fsdp", "resumed_fsdp")])
+def test_a_resumed_run_of_two_ends_in_the_same_bits(both: Any, whole: str, cut: str) -> None:
     _, first, second = both
     for found in (first, second):
-        for name, value in found["ddp"].items():
-            assert torch.equal(found["resumed"][name], value), name
+        assert found[whole].keys() == found[cut].keys()
+        for name, value in found[whole].items():
+            assert torch.equal(found[cut][name], value), name
 
 
 @pytest.mark.parametrize("before", ["ddp", "fsdp"])

@@ -197,6 +197,20 @@ def test_stage2_reports_bits_beside_the_uniform_line(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "pipeline" / "prior" / "model.safetensors").is_file()
 
 
+def test_a_pyramid_reports_bits_by_scale(tmp_path: Path) -> None:
+    """In total and per token of the scale, over the whole validation set."""
+    module, data = STAGES["var"](tmp_path, 2)
+    run(tmp_path / "run", module, data, validate_every=2)
+    rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    last = {name: float(value) for _, name, value in rows[1:]}
+    scales = {"scale_1x1": 1, "scale_1x2": 2, "scale_2x3": 6}
+    bits = {name: last[f"val/bits/{name}"] for name in scales}
+    for name, length in scales.items():
+        assert last[f"val/bits_per_token/{name}"] == pytest.approx(bits[name] / length)
+    assert last["val/bits_per_token"] == pytest.approx(sum(bits.values()) / 9)
+    assert len(set(bits.values())) == 3
+
+
 def test_accumulation_is_the_same_gradient(tmp_path: Path) -> None:
     """One step of a batch of 4 has the gradient of two micro-batches of 2 (no GAN, no dropout)."""
     results = []
@@ -235,6 +249,84 @@ def test_a_bad_loss_is_skipped_then_stops_the_run(tmp_path: Path, capsys) -> Non
     assert "ALARM" in capsys.readouterr().out
     assert list((tmp_path / "run").glob("bad_batch_step*.pt"))
     assert all(torch.isfinite(p).all() for p in module.model.parameters())
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_bad_discriminator_stops_the_run(tmp_path: Path, capsys, what: str) -> None:
+    """Its loss or gradient is not finite while the generator's is: an alarm, and after three the
+    end, instead of a GAN that silently stops learning."""
+    module, data = stage1(tmp_path, 10)
+    module.loss.gan.lecam_weight = 0.1
+    discriminator = module.loss.discriminator
+
+    def poisoned(*args: Any) -> Any:
+        losses = discriminator(*args)
+        if what == "loss":
+            losses.parts["gan/lecam"].fill_(float("nan"))
+            return type(losses)(losses.total * float("nan"), losses.parts)
+        bias = module.loss.gan.discriminator.main[-1].bias
+        return type(losses)(
+            losses.total + 0 * (bias - bias.detach()).abs().sqrt().sum(), losses.parts
+        )
+
+    module.loss.discriminator = poisoned  # type: ignore[method-assign]
+    term = "gan/lecam" if what == "loss" else "gradient of the discriminator"
+    with pytest.raises(ValueError, match=rf"step 6: .*terms: {term}\).*3 times in a row"):
+        run(tmp_path / "run", module, data)
+    assert capsys.readouterr().out.count("ALARM") == 3
+    assert len(list((tmp_path / "run").glob("bad_batch_step*.pt"))) == 3
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_bad_steps_count_in_a_row_only(tmp_path: Path, capsys) -> None:
+    """A gradient that is not finite in every other step never stops the run, and moves nothing."""
+    module, data = stage2(tmp_path, 8)
+    loss, before = module.model.loss, {}
+
+    def poisoned(*args: Any) -> Any:
+        losses = loss(*args)
+        if module.counters.step % 2 == 0:
+            return losses
+        before[module.counters.step] = module.model.head.weight.clone()
+        weight = module.model.head.weight
+        return type(losses)(losses.total + 0 * (weight - weight.detach()).abs().sqrt().sum(), {})
+
+    module.model.loss = poisoned  # type: ignore[method-assign]
+    assert run(tmp_path / "run", module, data) == 0
+    assert capsys.readouterr().out.count("terms: gradient of the model") == 4
+    assert module.counters.step == 8 and torch.equal(before[7], module.model.head.weight)
+
+
+def test_a_discriminator_that_wins_is_an_alarm(tmp_path: Path, capsys) -> None:
+    module, data = stage1(tmp_path, 4)
+    module.winning_gap = -100.0  # every gap is larger
+    run(tmp_path / "run", module, data)
+    printed = capsys.readouterr().out
+    assert printed.count("the discriminator is winning (logits real") == 2  # from 40 % of 4 on
+    module, data = stage1(tmp_path, 4)
+    module.winning_gap = 100.0
+    run(tmp_path / "quiet", module, data)
+    assert "winning" not in capsys.readouterr().out
+
+
+def test_few_codes_in_use_are_an_alarm(tmp_path: Path, capsys) -> None:
+    for share, alarms in ((1.01, 1), (0.0, 0)):
+        module, data = stage1(tmp_path, 2)
+        module.usage_alarm = share
+        run(tmp_path / str(share), module, data)
+        assert capsys.readouterr().out.count("of the codes are used; try") == alarms
+
+
+def test_clipping_can_be_switched_off(tmp_path: Path) -> None:
+    """Adam's first moment is 0.1 times the gradient: with a tiny limit it is that limit."""
+    norms = {}
+    for clip in (None, 1e-4):
+        module, data = stage2(tmp_path, 1)
+        object.__setattr__(module.recipe, "clip", clip)
+        run(tmp_path / str(clip), module, data)
+        moments = [v for k, v in weights(tmp_path / str(clip)).items() if k.endswith("exp_avg")]
+        norms[clip] = float(torch.stack([moment.norm() for moment in moments]).norm())
+    assert norms[1e-4] == pytest.approx(1e-5, rel=1e-2) and norms[None] > 1e-3
 
 
 def test_the_average_is_validated_and_has_no_dropout(tmp_path: Path) -> None:

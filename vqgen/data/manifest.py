@@ -146,12 +146,13 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def here(self, name: str) -> str:
-        """A local path of the file; a remote one is downloaded once and kept."""
+        """A local path of the file; a remote one is downloaded once, and again if it changed."""
         if self.local:
             return f"{self.path}/{name}"
         kept = Path(tempfile.gettempdir()) / f"vqgen_cache_{os.getuid()}"
         url = self.files.unstrip_protocol(f"{self.path}/{name}")
-        found = fsspec.open_local(f"filecache::{url}", filecache={"cache_storage": str(kept)})
+        options = {"cache_storage": str(kept), "check_files": True}
+        found = fsspec.open_local(f"filecache::{url}", filecache=options)
         return str(found)
 
 

@@ -80,6 +80,16 @@ def row_of(card: dict[str, Any], minutes: float | None) -> Row:
     return Row(run, path, family, tokenizer, steps, numbers, kind, n, ceiling)
 
 
+def with_likelihoods(rows: list[Row]) -> list[Row]:
+    """The same rows; where a run was measured at several step counts, all have the code lengths
+    that one of them counted: they do not depend on the sampler."""
+    known: dict[str, dict[str, float]] = {}
+    for row in rows:
+        bits = {name: value for name, value in row.numbers.items() if "bits per" in name}
+        known[row.path] = {**bits, **known.get(row.path, {})}
+    return [replace(row, numbers={**known[row.path], **row.numbers}) for row in rows]
+
+
 def told_apart(rows: list[Row]) -> list[Row]:
     """The same rows; runs that share a name get their folder behind it."""
     folders = {run: {row.path for row in rows if row.run == run} for run in {r.run for r in rows}}
@@ -127,8 +137,8 @@ def markdown(rows: list[Row]) -> str:
         f"Samples: {', '.join(f'{n:,}' for n in counts)}. A distance at few samples is larger than "
         "at many: compare within this table only. Tokenizer rows are reconstructions of training "
         "images, the ceiling of every prior over them. Bits per dimension are of the latents: "
-        "they compare priors over the same tokenizer; where tokenizers differ, the full bound ranks "
-        "(rate and decoder term: in the cards).",
+        "they compare priors over the same tokenizer; where tokenizers differ, the full bound "
+        "ranks (its two terms are in the cards).",
         "",
         "## The trilemma: the lecture's tick, then the rank measured here",
         "",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqgen.contracts import Condition, Tokenizer, TokenSpec
+from vqgen.contracts import Condition, FeatureSpec, Tokenizer, TokenSpec
 from vqgen.evaluation.card import Number
 from vqgen.evaluation.quality import numbered
 from vqgen.evaluation.sets import Images
@@ -127,10 +127,13 @@ def numbers(bits: Tensor, kind: str, bound: Bound | None, pipeline: Pipeline) ->
     found = {f"bits per dimension ({kind})": bits_per_dimension(bits, size)}
     if isinstance(spec, TokenSpec):
         found[f"bits per token ({kind})"] = bits_per_token(bits, spec.length)
+    elif isinstance(spec, FeatureSpec):  # of a density: it may be negative
+        size_of_latents = spec.channels * spec.height * spec.width
+        found[f"bits per latent dimension ({kind})"] = bits / size_of_latents
     if bound is not None:
         rate, term = (bits_per_dimension(part, size) for part in (bound.rate, bound.decoder))
-        if not isinstance(spec, TokenSpec):
-            found["rate term, bits per dimension"] = rate  # of tokens it is the first number
+        if not isinstance(spec, TokenSpec):  # of tokens it is the first number
+            found["rate term, bits per dimension"] = rate
         found["decoder term, bits per dimension"] = term
         found[f"full bound, bits per dimension ({kind} + decoder)"] = rate + term
     return {name: numbered(mean(values), n, "bits") for name, values in found.items()}

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ class Evaluation:
                 pipeline, protocol, labels, batch=self.batch, on_step=self.on_step
             )
         self.card.costs |= costs
-        self.card.details["sampler"] = asdict(pipeline.knobs(protocol.knobs))
+        self.card.details["sampler"] = generator.knobs_of(pipeline, protocol)
         self.pictures["samples"] = pictures.grid(samples.images[:64], 8)
         return samples
 
@@ -111,7 +111,7 @@ class Evaluation:
             real = self.extractor.remembered(held_out)
         with self._timed("metrics"):
             self.card.numbers |= quality.reconstruction_distance(ours, real, self.extractor)
-        if not protocol.ceiling or subject.data is None:
+        if not protocol.ceiling:
             return None
         with self._timed("reconstruction"):
             chosen = subject.split("train", protocol.samples, protocol.seed)
@@ -122,7 +122,7 @@ class Evaluation:
         assert pipeline is not None
         if self.protocol.validation_images == 0 or subject.data is None:
             card.left_out["likelihood"] = "no validation images: protocol.validation_images=0, or "
-            card.left_out["likelihood"] += "an export folder without its run's config.yaml"
+            card.left_out["likelihood"] += "no data=NAME beside an export"
             return
         held_out = subject.held_out()
         with self._timed("likelihood"):

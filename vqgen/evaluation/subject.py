@@ -18,16 +18,23 @@ class Subject:
 
     model    a run or export folder; None if only `samples` are given
     samples  an npz or a folder of pictures to evaluate instead of sampling
+    data     the node of its data, read at the model's size; None: what the run was trained on
     Raises ValueError for everything that does not fit, before anything is sampled."""
 
     def __init__(
-        self, protocol: Protocol, *, model: Path | None, samples: Path | None, device: str
+        self,
+        protocol: Protocol,
+        *,
+        model: Path | None,
+        samples: Path | None,
+        device: str,
+        data: dict[str, Any] | None = None,
     ) -> None:
         if model is None and samples is None:
             raise ValueError("wanted model=RUN or samples=FILE.npz, got neither")
         self.protocol, self.model = protocol, model
         self.pipeline = None if model is None else pipeline.load(model, device=device)
-        self.data = None if model is None else data_of(model)
+        self.data = self._typed(data) if data else None if model is None else data_of(model)
         self.given = None if samples is None else sets.read(samples)
         self.reference = self._reference()
         self._check()
@@ -49,10 +56,7 @@ class Subject:
         return self.split("train")
 
     def held_out(self) -> Images:
-        """The validation images that likelihood and reconstruction are about; of a tokenizer
-        without its run's data (imported weights) the images of the reference."""
-        if self.data is None and self.protocol.reference.npz is not None:
-            return self.reference
+        """The validation images that likelihood and reconstruction are about."""
         n = self.protocol.validation_images
         return self.split("val", min(n, len(self._data().val)) if n else None)
 
@@ -71,11 +75,16 @@ class Subject:
             )
         return self.split(recipe.split, recipe.n, recipe.seed)
 
+    def _typed(self, node: dict[str, Any]) -> ImageData:
+        if self.pipeline is not None:
+            node = {**node, "size": list(self.pipeline.tokenizer.image_size)}
+        return built(node)
+
     def _data(self) -> ImageData:
         if self.data is None:
             raise ValueError(
                 "there is no data to compare with: type model=RUN (a run folder with its "
-                "config.yaml) or protocol.reference.npz=PATH"
+                "config.yaml), data=NAME (imagenet, folder, ...) or protocol.reference.npz=PATH"
             )
         return self.data
 
@@ -131,6 +140,8 @@ class Subject:
                 "likelihood": loaded.prior.likelihood,
                 "parameters prior": sum(p.numel() for p in loaded.prior.parameters()),
             }
+        if facts.get("knobs_for_fid"):
+            described["settings that its authors took for FID"] = facts["knobs_for_fid"]
         return described
 
 
@@ -139,9 +150,13 @@ def data_of(model: Path) -> ImageData | None:
     for folder in (model, *model.parents[:2]):
         path = folder / "config.yaml"
         if path.is_file():
-            node = yaml.safe_load(path.read_text())["data"]
-            return build.model(node, global_batch=1, accumulate=1, seed=0)
+            return built(yaml.safe_load(path.read_text())["data"])
     return None
+
+
+def built(node: dict[str, Any]) -> ImageData:
+    """The data of a config node."""
+    return build.model(node, global_batch=1, accumulate=1, seed=0)
 
 
 def _fingerprint(model: Path) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgen import build, checkpoint
+from vqgen import build
 from vqgen.contracts import LatentSpec, Pyramid
 from vqgen.importing import files, layout
 from vqgen.importing.family import Description, Family, Hints
@@ -143,7 +143,7 @@ class Match:
 
         Raises ValueError with a list of what does not fit."""
         given = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
-        extra = self._explained(theirs)
+        extra = self.left_out(theirs)
         wrong = layout.difference(
             self.wanted, {n: s for n, s in given.items() if n not in extra}, source
         )
@@ -152,21 +152,23 @@ class Match:
         ours = layout.to_ours(self.links, theirs, self.shapes) | self.own
         return {name: _checked(name, tensor, source) for name, tensor in ours.items()}
 
-    def _explained(self, theirs: Mapping[str, Tensor]) -> set[str]:
-        """The names that need no place with us; ValueError if a derivable one has another value."""
-        names = set()
-        for name, tensor in theirs.items():
-            if name in self.wanted:
-                continue
-            if any(re.fullmatch(pattern, name) for pattern, _ in self.family.ignored):
-                names.add(name)
+    def left_out(self, theirs: Mapping[str, Tensor]) -> dict[str, str]:
+        """The peer's names that need no place with us -> why; ValueError if a derivable one has
+        another value than it should."""
+        reasons = {}
+        for name in theirs.keys() - self.wanted.keys():
+            for pattern, reason in self.family.ignored:
+                if re.fullmatch(pattern, name):
+                    reasons[name] = reason
+            if name in self.description.loose:
+                reasons[name] = "a record of its training"
             elif name in self.peers_own:
-                names.add(name)
-                self._check_derived(name, tensor)
-        return names
+                self._check_derived(name, theirs[name])
+                reasons[name] = "checked: it follows from the sizes"
+        return reasons
 
     def _check_derived(self, name: str, tensor: Tensor) -> None:
-        if name in self.description.loose or tensor.is_meta:
+        if tensor.is_meta:
             return
         want = self.peers_own[name]
         if tensor.shape != want.shape or not torch.allclose(
@@ -177,25 +179,6 @@ class Match:
                 f"({tuple(want.shape)}): the file is damaged, or was made with other settings; "
                 "give them with --config"
             )
-
-
-def model(
-    path: Path,
-    *,
-    wanted: str = AUTO,
-    weights: str = AUTO,
-    hints: Hints | None = None,
-    latents: Latents | None = None,
-) -> Any:
-    """A published file as a module of ours in eval mode, strictly loaded.
-
-    latents  of a prior's tokenizer; None: those it was trained on, as far as the file tells"""
-    published = recognize(path, wanted, weights)
-    match = Match(published.family, published.describe(hints or Hints()), latents)
-    tensors = match.to_ours(published.tensors, str(path))
-    made = match._make()
-    checkpoint.load_strict(made, tensors, str(path))
-    return made.eval()
 
 
 def _frozen(latents: Latents | None) -> dict[str, Tensor]:

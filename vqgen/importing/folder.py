@@ -21,7 +21,7 @@ def import_files(
     weights: str = AUTO,
     hints: Hints | None = None,
 ) -> list[str]:
-    """Write out/tokenizer, or out/tokenizer and out/prior; returns what was done, a line each.
+    """Write out/tokenizer, or out/tokenizer and out/prior; returns what was done and left out.
 
     paths   a tokenizer's file, a prior's, or both in any order; a prior alone goes beside the
             tokenizer that is in `out` already
@@ -65,7 +65,7 @@ def _import_tokenizer(tokenizer: Published, out: Path, hints: Hints) -> list[str
     load(tokenizer, match)
     with target.fresh_folder(out, "tokenizer") as folder:
         save_tokenizer(tokenizer, match, folder)
-    return [_line(tokenizer, match, out / "tokenizer")]
+    return _lines(tokenizer, match, out / "tokenizer")
 
 
 def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints) -> list[str]:
@@ -81,7 +81,7 @@ def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints
     more = replace(hints, size=size, scales=description.spec.scales)
     encoder = Match(tokenizer.family, tokenizer.describe(more))
     load(tokenizer, encoder)
-    beside = Beside.of_match(tokenizer.family.name, encoder)
+    beside = Beside.of_match(tokenizer, encoder)
     pairs.check_grids(prior, description, beside)
     match = Match(prior.family, description, beside.latents)
     load(prior, match)
@@ -89,8 +89,8 @@ def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints
         mark = save_tokenizer(tokenizer, encoder, folder)
         save_prior(prior, match, folder, mark)
     return [
-        _line(tokenizer, encoder, out / "tokenizer"),
-        _line(prior, match, out / "prior"),
+        *_lines(tokenizer, encoder, out / "tokenizer"),
+        *_lines(prior, match, out / "prior"),
     ]
 
 
@@ -113,7 +113,7 @@ def _add_prior(prior: Published, out: Path, hints: Hints) -> list[str]:
     load(prior, match)
     with target.fresh_folder(out, "prior") as folder:
         save_prior(prior, match, folder, header["fingerprint"])
-    return [_line(prior, match, out / "prior")]
+    return _lines(prior, match, out / "prior")
 
 
 def _factor(tokenizer: Published, hints: Hints) -> int:
@@ -170,10 +170,22 @@ def _origin(published: Published) -> dict[str, Any]:
     return {"imported": {**origin, "weights": published.place or "(the file itself)"}}
 
 
-def _line(published: Published, match: Match, folder: Path) -> str:
+def _lines(published: Published, match: Match, folder: Path) -> list[str]:
+    """What was imported, and the keys that were not needed, a line for each reason."""
     count = sum(parameter.numel() for parameter in match.module.parameters())
-    spec = match.module.spec
-    return (
+    spec, left_out = match.module.spec, match.left_out(published.tensors)
+    done = (
         f"{published.source.name}: {published.family.name}, {count:,} parameters, weights under "
         f"{published.place or 'no key'}, tokens {spec.scales[-1]} of {spec.vocab_size} -> {folder}"
     )
+    return [done, *(f"  left out: {line}" for line in _by_reason(left_out))]
+
+
+def _by_reason(left_out: dict[str, str]) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(left_out):
+        found.setdefault(left_out[name], []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({reason})"
+        for reason, names in found.items()
+    ]

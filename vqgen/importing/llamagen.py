@@ -195,7 +195,13 @@ def _settings(published: dict[str, Any]) -> dict[str, Any]:
 
 def _class(name: str, heads: int, size: int, fid: str) -> dict[str, Any]:
     more = {"guidance": "4.0", "top_k": 2000}
-    return {"name": name, "heads": heads, "size": size, "fid": {"guidance": fid}, **more}
+    return {
+        "name": name,
+        "heads": heads,
+        "size": size,
+        "fid": {"guidance": fid, "top_k": None},
+        **more,
+    }
 
 
 # (width, layers, by text) -> what the sizes do not tell, and the settings of FACTS sections 4

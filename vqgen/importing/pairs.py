@@ -13,9 +13,11 @@ from vqgen.importing.family import Description
 
 @dataclass(frozen=True)
 class Beside:
-    """The tokenizer that a prior is to be used with; `family` is None for one of vqgen's own."""
+    """The tokenizer that a prior is to be used with; `family` is None, and `file` empty, for one of
+    vqgen's own."""
 
     family: str | None
+    file: str  # what it was imported from
     factor: int  # pixels per side of a token
     latents: Latents
 
@@ -26,11 +28,12 @@ class Beside:
         return self.latents.spec
 
     @classmethod
-    def of_match(cls, family: str, match: Match) -> "Beside":
+    def of_match(cls, tokenizer: Published, match: Match) -> "Beside":
         """The tokenizer that is being imported."""
         module = match.module
         factor = module.image_size[0] // module.spec.scales[-1][0]
-        return cls(family, factor, Latents(module.spec, module.pyramid))
+        name, file = tokenizer.family.name, tokenizer.source.name
+        return cls(name, file, factor, Latents(module.spec, module.pyramid))
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Beside":
@@ -39,11 +42,12 @@ class Beside:
         with torch.device("meta"):
             module = build.model(saved.architecture)
         module.load_state_dict(saved.tensors, assign=True)
-        family = saved.facts.get("imported", {}).get("family")
+        origin = saved.facts.get("imported", {})
         if not isinstance(module.spec, TokenSpec):
             raise ValueError("wanted a tokenizer with tokens beside the prior, got features")
         factor = module.image_size[0] // module.spec.scales[-1][0]
-        return cls(family, factor, Latents(module.spec, module.pyramid))
+        latents = Latents(module.spec, module.pyramid)
+        return cls(origin.get("family"), origin.get("file", ""), factor, latents)
 
 
 def check_kinds(prior: Published, family: str | None, codes: int | None) -> None:
@@ -68,6 +72,11 @@ def check_grids(prior: Published, description: Description, beside: Beside) -> N
         )
     elif want.scales != got.scales:
         reasons.append(f"it was trained on grids {want.scales}, the tokenizer gives {got.scales}")
+    # the published tokenizers for classes and for texts differ in their values alone
+    own = str(description.facts.get("published"))[:3]
+    other = {"c2i": "t2i", "t2i": "c2i"}.get(own)
+    if other and other in beside.file:
+        reasons.append(f"it was trained with the {own} tokenizer, {beside.file} is the {other} one")
     _refuse(prior, reasons)
 
 

@@ -90,9 +90,11 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
-        """Move the averages towards this batch's logits, of all ranks."""
-        self.mean_real.lerp_(mean_over_ranks(real.mean()), 1 - self.decay)
-        self.mean_fake.lerp_(mean_over_ranks(fake.mean()), 1 - self.decay)
+        """Move the averages towards this batch's logits, of all ranks; logits that are not finite
+        would stay in them for good, and are left out."""
+        for average, logits in ((self.mean_real, real), (self.mean_fake, fake)):
+            mean = mean_over_ranks(logits.mean())
+            average.lerp_(mean.where(mean.isfinite(), average), 1 - self.decay)
 
 
 def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:

@@ -170,6 +170,11 @@ def _plan(
 ) -> list[LevelPlan]:
     """The levels, finest first. Raises ValueError where counts or level numbers do not fit."""
     levels = len(multipliers)
+    if not levels:
+        raise ValueError(
+            "multipliers must hold one number per level, got none; type "
+            "tokenizer.encoder.multipliers=[1,2] and the same for tokenizer.decoder"
+        )
     counts = [blocks] * levels if isinstance(blocks, int) else list(blocks)
     least = 0 if len(set(multipliers)) == 1 else 1  # blocks change the width
     if len(counts) != levels or min(counts) < least:

@@ -44,11 +44,17 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         is_causal: bool = False,
         cache: LayerCache | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """x [batch, length, width] -> the same shape; the other arguments go to `Attention`."""
+        """x [batch, length, width] -> the same shape; the other arguments go to `Attention`.
+
+        places  Long [n], numbers of tokens in the flattened batch: only these are finished and come
+                out, [n, width], as behind the attention each token is alone; None: all"""
         attended = self.attention(
             self.attention_norm(x), rotary=rotary, mask=mask, is_causal=is_causal, cache=cache
         )
+        if places is not None:
+            x, attended = x.flatten(0, 1)[places], attended.flatten(0, 1)[places]
         x = x + self.drop_attention(attended)
         return x + self.drop_ffn(self.ffn(self.ffn_norm(x)))
 

@@ -22,6 +22,7 @@ from vqgen.priors.requests import check_guidance, check_request, check_single_sc
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.discrete import Clock, Weight
 from vqgen.sampling.draws import Draws
+from vqgen.sampling.guidance import guide
 from vqgen.sampling.masking import Masking, nats
 from vqgen.sampling.replacement import Replacement
 from vqgen.sampling.schedules import Schedule, parse
@@ -61,7 +62,7 @@ class Absorbing(Prior):
         text_length: int = 0,  # tokens of a text condition
         text_dim: int = 0,  # width of its embeddings
         kernel: str = "absorbing",
-        schedule: str | Schedule = "linear",
+        schedule: str | Sequence[float] | Schedule = "linear",  # a list: alpha-bars, 1 to 0
         noise_steps: int | None = 1000,
         weight: str | Weight = "elbo",
         rate_condition: bool = False,  # tell the network the noise rate (time conditioning)
@@ -81,12 +82,13 @@ class Absorbing(Prior):
         assert isinstance(spec, TokenSpec)
         if kernel not in KERNELS:
             raise ValueError(f"wanted prior.kernel as one of {', '.join(KERNELS)}, got {kernel}")
-        if bound_samples < 1:
+        if not isinstance(bound_samples, int) or bound_samples < 1:
             raise ValueError(
-                f"wanted bound_samples of at least 1, got {bound_samples}; type "
+                f"wanted bound_samples as a whole number of at least 1, got {bound_samples}; type "
                 "prior.bound_samples=4"
             )
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
+        self.text_size = (text_length, text_dim) if text_length else None
         self.clock = Clock(parse(schedule), noise_steps)
         self.process = KERNELS[kernel](spec.vocab_size, self.clock)
         self.weight = self.clock.weight(weight)  # None: the bound itself
@@ -185,16 +187,19 @@ class Absorbing(Prior):
         if known is not None:
             tokens = torch.where(known.keep, known.latents, tokens)
         with torch.autocast(device.type, enabled=False):
-            front = branches.stack([self.net.condition(part) for part in conditions])
+            front = torch.cat([self.net.condition(part) for part in conditions])
             visible = self.net.condition.visible(condition)
 
-            def predict(now: Tensor, rate: float, step: int) -> Tensor:
-                images = branches.images(step, device)
-                noisy = now.masked_fill(now < 0, self.spec.vocab_size)[images]
-                rates = front.new_full((len(images),), rate)
-                seen = None if visible is None else visible[images]
-                logits = self.net(noisy, rates, front[: len(images)], seen)
-                return branches.guide(logits, step)
+            def predict(now: Tensor, asked: Tensor, rate: float, step: int) -> Tensor:
+                rows, asked = branches.needed(asked, step)
+                noisy = now.masked_fill(now < 0, self.spec.vocab_size)[rows % batch]
+                rates = front.new_full((len(rows),), rate)
+                seen = None if visible is None else visible[rows % batch]
+                logits = self.net(noisy, rates, front[rows], seen, asked)
+                if not branches.has_guidance(step):
+                    return logits
+                conditional, null = logits.chunk(2)
+                return guide(conditional, null, branches.scales[step])
 
             return self.process.generate(
                 predict,

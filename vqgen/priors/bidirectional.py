@@ -9,6 +9,7 @@ from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import Block, swiglu_width
 from vqgen.priors.conditioning import condition_tokens
+from vqgen.sampling.branches import cycled
 
 WAVES = 64  # cosines and sines that tell a noise rate
 STRETCH = 1000.0  # radians of the fastest wave over the range of the rate
@@ -93,12 +94,15 @@ class Bidirectional(nn.Module):
         rate: Tensor | None,
         front: Tensor,
         visible: Tensor | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """noisy Long [batch, length] -> logits [batch, length, codes].
 
         rate     Float [batch], the share of noise; read with rate_condition alone
         front    [batch, condition length, width], from `self.condition`
-        visible  Bool [batch, condition length], its real tokens; None: all"""
+        visible  Bool [batch, condition length], its real tokens; None: all
+        asked    Bool [batch, length], the places to predict, at least one: only theirs come out, in
+                 order, [places, codes], the same bits for less work; None: all"""
         places = self.rows.weight[:, None] + self.columns.weight
         x = torch.cat((front, self.embedding(noisy) + places.flatten(0, 1)), dim=1)
         if self.rate is not None:
@@ -106,9 +110,15 @@ class Bidirectional(nn.Module):
             x = x + self.rate(rate.to(x))[:, None]
         x = self.token_dropout(x)
         mask = None if visible is None else _keys(visible, x.shape[1])
-        for block in self.blocks:
+        *early, last = self.blocks
+        for block in early:
             x = block(x, rotary=self.rotary, mask=mask)
-        return self.head(self.norm(x[:, front.shape[1] :]))
+        if asked is None:
+            x = last(x, rotary=self.rotary, mask=mask)
+            return self.head(self.norm(x[:, front.shape[1] :]))
+        places = F.pad(asked, (front.shape[1], 0)).flatten().nonzero()[:, 0]
+        x = last(x, rotary=self.rotary, mask=mask, places=cycled(places))
+        return self.head(self.norm(x))[: len(places)]
 
     def logits(self, noisy: Tensor, rate: Tensor | None, condition: Condition) -> Tensor:
         """`forward` for a condition as it comes."""

@@ -61,8 +61,7 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The prediction at x_t: x [rows, C, h, w], t [rows] (float64, CPU), condition [rows,
         width] -> the shape of x, in float32 or better."""
-        scale = torch.hypot(self.path.mean(t), self.path.deviation(t))
-        value = self.network(x / fit(scale, x), fit(t, x).flatten(), condition)
+        value = self.network(x / fit(self.path.scale(t), x), fit(t, x).flatten(), condition)
         return fit(self.path.size(self.kind, t), x) * value.to(x.dtype)
 
     def embed(self, condition: Condition) -> Tensor:
@@ -200,6 +199,16 @@ def check_features(spec: LatentSpec, family: str) -> None:
             f"prior={family} needs continuous latents, got tokens of {len(spec.scales)} scale(s) "
             f"with {spec.vocab_size:,} codes; type as_features=true to use this tokenizer's "
             "features, or train one with continuous latents: python train_stage1.py tokenizer=kl"
+        )
+
+
+def at_least(name: str, value: int, least: int, instead: int) -> None:
+    """Raise a ValueError unless `value` is a whole number of at least `least`; `instead` is what to
+    type."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"wanted prior.{name} as a whole number of at least {least}, got {value}; "
+            f"type prior.{name}={instead}"
         )
 
 

@@ -20,7 +20,7 @@ from vqgen.contracts import (
     OnStep,
     Prior,
 )
-from vqgen.priors.continuous import Denoiser, check_features, choice
+from vqgen.priors.continuous import Denoiser, at_least, check_features, choice
 from vqgen.sampling.density import flow_nats, normal_nats
 from vqgen.sampling.knobs import ContinuousKnobs
 from vqgen.sampling.paths import OT, GaussianPath, Kind, fit
@@ -42,8 +42,8 @@ class Flow(Prior):
     pairing        random, or optimal: noise goes to the latents of its batch (and class, which
                    noise must not tell) by least total squared distance (Pooladian et al. 2023)
     likelihood_steps, likelihood_probes
-                   Heun steps and Hutchinson probes of `bits`; 0 steps: adaptive, 0 probes: the
-                   exact trace (small latents only)
+                   Heun steps (on the quadratic grid, shorter towards the data) and Hutchinson
+                   probes of `bits`; 0 steps: adaptive, 0 probes: the exact trace (small latents)
     """
 
     likelihood: ClassVar[Literal["estimate"]] = "estimate"
@@ -71,6 +71,8 @@ class Flow(Prior):
         choice("weighting", weighting, WEIGHTINGS)
         choice("times", times, TRAINING_TIMES)
         choice("pairing", pairing, PAIRINGS)
+        at_least("likelihood_steps", likelihood_steps, 0, 32)
+        at_least("likelihood_probes", likelihood_probes, 0, 1)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.weighting, self.times, self.pairing = weighting, times, pairing
         self.likelihood_steps, self.likelihood_probes = likelihood_steps, likelihood_probes
@@ -127,15 +129,20 @@ class Flow(Prior):
             torch.autocast(latents.device.type, enabled=False),
         ):
             latents, condition = latents.clone(), condition.map(torch.clone)
-            first, last = self.denoiser.span
+            path, (first, last) = self.denoiser.path, self.denoiser.span
             steps = self.likelihood_steps
-            # short steps near the data, where the flow is stiff: equal ones flatter the density
-            times = grid(self.denoiser.path, "quadratic", max(steps, 1), first, last).flip(0)
+            # short steps near the data, where OT and VP are stiff: equal ones flatter the density
+            times = grid(path, "quadratic", max(steps, 1), first, last).flip(0)
             field = self.denoiser.field(condition)
             step = heun if steps else partial(dopri5, tolerance=1e-5)
             probes = random_signs(self.likelihood_probes, latents)
-            start, volume = flow_nats(field.velocity, latents, times, step=step, probes=probes)
-            deviation = float(self.denoiser.path.deviation(times[-1]))
+            # in units of the path's scale: on VE most of x's way is the shrinking of its noise
+            ends = path.scale(times[[0, -1]]).tolist()
+            start, volume = flow_nats(
+                field.scaled_velocity, latents / ends[0], times, step=step, probes=probes
+            )
+            volume = volume + latents[0].numel() * math.log(ends[0])
+            deviation = float(path.deviation(times[-1])) / ends[1]
             nats = {"start": normal_nats(start, deviation), "volume": volume}
         return {name: part / math.log(2) for name, part in nats.items()}
 

@@ -21,6 +21,27 @@ def check_single_scale(spec: LatentSpec, family: str) -> None:
         )
 
 
+def check_at_least(least: int, **settings: int) -> None:
+    """Raise a ValueError unless each of these settings of a prior is a whole number from `least`
+    on."""
+    for name, value in settings.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"wanted prior.{name} as a whole number of at least {least}, got {value}; type "
+                f"prior.{name}={max(least, 0)}"
+            )
+
+
+def check_shares(**settings: float) -> None:
+    """Raise a ValueError unless each of these settings of a prior is a share or a chance."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise ValueError(
+                f"wanted prior.{name} from 0 to 1, got {value}; type prior.{name}=0.1, or 0 to "
+                "switch it off"
+            )
+
+
 def check_request(spec: TokenSpec, batch: int, seeds: Sequence[int], known: Known | None) -> None:
     """Raise a ValueError unless there is a seed per image and the known tokens suit `spec`."""
     if len(seeds) != batch:

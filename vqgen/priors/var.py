@@ -22,9 +22,10 @@ from vqgen.contracts import (
     Prior,
     Pyramid,
     TokenSpec,
+    scale_name,
 )
 from vqgen.priors.conditioning import condition_tokens
-from vqgen.priors.requests import check_guidance, check_request
+from vqgen.priors.requests import check_at_least, check_guidance, check_request, check_shares
 from vqgen.priors.var_passes import CachedPasses
 from vqgen.priors.var_transformer import ScaleTransformer, weight_std
 from vqgen.sampling.branches import Branches, padded
@@ -82,6 +83,12 @@ class VAR(Prior):
         super().__init__()
         self.check(spec)
         assert isinstance(spec, TokenSpec)
+        check_at_least(1, depth=depth)
+        check_at_least(0, progressive_steps=progressive_steps)
+        drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
+        check_shares(
+            label_dropout=label_dropout, label_smoothing=label_smoothing, drop_path=drop_path
+        )
         self.spec, self.num_classes = spec, num_classes
         self.label_dropout, self.label_smoothing = label_dropout, label_smoothing
         self.progressive_steps = progressive_steps
@@ -101,7 +108,7 @@ class VAR(Prior):
             unit_qk=unit_qk,
             attention_scale=attention_scale,
             norm_eps=norm_eps,
-            drop_path=0.1 * depth / 24 if drop_path is None else drop_path,
+            drop_path=drop_path,
             gate_init=gate_init,
         )
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
@@ -164,9 +171,9 @@ class VAR(Prior):
             logits = self.logits(latents, condition).flatten(0, 1).float()
         nats = F.cross_entropy(logits, latents.flatten(), reduction="none").view_as(latents)
         parts: dict[str, Tensor] = {}
-        for scale, (height, width) in enumerate(self.spec.scales):
+        for scale, size in enumerate(self.spec.scales):
             bits = nats[:, self.places(scale)].sum(dim=1) / math.log(2)
-            name = f"scale_{height}x{width}"
+            name = scale_name(size)
             parts[name] = parts[name] + bits if name in parts else bits
         return parts
 

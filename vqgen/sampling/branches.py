@@ -59,6 +59,28 @@ class Branches:
         conditional, null = predictions[: 2 * self.batch].chunk(2)
         return guide(conditional, null, self.scales[step])
 
+    def has_guidance(self, step: int) -> bool:
+        """Whether this step's predictions come from two branches, if no step needs another's."""
+        return self.guided > 0 and self.scales[step] != 1
+
+    def needed(self, asked: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step for a network that keeps nothing from one step to the next: images
+        that ask nothing take no part, nor does the null branch where the scale is 1.
+
+        asked Bool [batch, places], not all False -> (rows Long [n], image i or, of its null branch,
+        batch + i, padding last; what each asks, Bool [n, places], nothing for the padding)"""
+        rows = asked.any(dim=1).nonzero()[:, 0]
+        if self.has_guidance(step):
+            rows = torch.cat((rows, rows + self.batch))
+        count, rows = len(rows), cycled(rows)
+        real = torch.arange(len(rows), device=rows.device) < count
+        return rows, asked[rows % self.batch] & real[:, None]
+
+
+def cycled(rows: Tensor) -> Tensor:
+    """[n, ...] -> [padded(n), ...], filled up with the first ones."""
+    return rows[torch.arange(padded(len(rows)), device=rows.device) % len(rows)]
+
 
 def padded(rows: int) -> int:
     """The next multiple of ROW_TILE."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqgen.sampling.field import Field
+from vqgen.sampling.paths import GaussianPath, fit
 from vqgen.sampling.solvers import Velocity
 
 Step = Callable[[Velocity, Tensor, Tensor, Tensor], Tensor]
@@ -72,7 +73,8 @@ def bound_parts(
 
     prior  KL of q(x_first | x) to the start N(0, b_first^2 I)
     path   1/2 int E ||e - guess||^2 d log_snr, by the midpoint rule over the rows of noise [count,
-           batch, ...], one stratum of log_snr each
+           batch, ...], one stratum of log_snr each; less the error that the same noise makes on
+           standard normal data, whose mean is known (a control variate)
     data   E -log N(x; x_last / a, (b / a)^2 I), which the model need not know
     """
     path, count, numbers = field.path, len(noise), x[0].numel()
@@ -82,7 +84,8 @@ def bound_parts(
     errors = torch.zeros_like(x.flatten(1)[:, 0])
     for t, drawn in zip(path.time_of(levels), noise, strict=True):
         guess = field.split(path.point(x, drawn, t), t)[1]
-        errors = errors + (guess - drawn).square().flatten(1).sum(dim=1)
+        error = (guess - drawn).square() - _excess(path, x, drawn, t)
+        errors = errors + error.flatten(1).sum(dim=1)
     a, b = (float(end) for end in (path.mean(ends)[0], path.deviation(ends)[0]))
     last = math.exp(-high / 2)  # b / a at the end
     return {
@@ -90,3 +93,12 @@ def bound_parts(
         "path": 0.5 * (high - low) * errors / count,
         "data": torch.full_like(errors, 0.5 * numbers * (math.log(2 * math.pi * last**2) + 1)),
     }
+
+
+def _excess(path: GaussianPath, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The squared error of the guess b x_t / r^2 of the noise, best for standard normal data, less
+    its mean over the noise: of mean 0, and large where the true error is."""
+    r = path.scale(t)
+    a, b = fit(path.mean(t) / r, x), fit(path.deviation(t) / r, x)
+    error = a * (a * noise - b * x)
+    return error.square() - a.square() * (a.square() + (b * x).square())

@@ -82,10 +82,10 @@ class Clock:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise ValueError(
-                f"wanted noise_steps of at least 1, got {self.steps}; type prior.noise_steps=1000, "
-                "or null for a continuous mask rate"
+                f"wanted noise_steps as a whole number of at least 1, got {self.steps}; type "
+                "prior.noise_steps=1000, or null for a continuous mask rate"
             )
 
     def draw(self, count: int) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from vqgen.sampling.paths import GaussianPath, Kind
+from vqgen.sampling.paths import GaussianPath, Kind, fit
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x [batch, ...], t 0-dim or [batch]) -> like x
 
@@ -21,6 +21,12 @@ class Field:
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """dx/dt of the probability flow at x_t, of x's shape."""
         return self.path.convert(self._ask(x, t), x, t, self.kind, "velocity")
+
+    def scaled_velocity(self, y: Tensor, t: Tensor) -> Tensor:
+        """dy/dt of y = x_t / r along the same flow, r = `path.scale`: 0 for standard normal data,
+        while x itself shrinks by sigma_max on VE. Of y's shape."""
+        r = fit(self.path.scale(t), y)
+        return self.velocity(r * y, t) / r - fit(self.path.scale_rate(t), y) * y
 
     def split(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Estimates of (data x_1, noise e) at x_t, each of x's shape."""

@@ -64,6 +64,17 @@ class GaussianPath(ABC):
         """x_t = a x_1 + b e; data and noise [batch, ...]."""
         return fit(self.mean(t), data) * data + fit(self.deviation(t), data) * noise
 
+    @final
+    def scale(self, t: Tensor) -> Tensor:
+        """r = (a^2 + b^2)^(1/2), the deviation of x_t for data of unit variance: 1 on VP."""
+        return torch.hypot(self.mean(t), self.deviation(t))
+
+    @final
+    def scale_rate(self, t: Tensor) -> Tensor:
+        """r' / r = (a a' + b b') / r^2; singular where b' is (VP at 1)."""
+        a, b = self.mean(t), self.deviation(t)
+        return (a * self.mean_rate(t) + b * self.deviation_rate(t)) / self.scale(t).square()
+
     # ---- the lecture's conditional field and score
 
     @final
@@ -262,5 +273,5 @@ WEIGHTS: dict[Kind, Weights] = {  # (path, t, a, b) -> (p, q)
     "score": lambda path, t, a, b: (torch.zeros_like(t), -1 / b),
     "noise": lambda path, t, a, b: (torch.zeros_like(t), torch.ones_like(t)),
     "data": lambda path, t, a, b: (torch.ones_like(t), torch.zeros_like(t)),
-    "residual": lambda path, t, a, b: (b / torch.hypot(a, b), -a / torch.hypot(a, b)),
+    "residual": lambda path, t, a, b: (b / path.scale(t), -a / path.scale(t)),
 }

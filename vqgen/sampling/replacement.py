@@ -105,12 +105,12 @@ class Replacement:
             )
         rates, given, wanted = knobs.rates(self.clock.schedule), tokens >= 0, tokens
         (batch, length), device = tokens.shape, tokens.device
-        nothing = torch.zeros(batch, device=device)
+        nothing, everywhere = torch.zeros(batch, device=device), torch.ones_like(given)
         tokens = self.corrupt(tokens, nothing, _noise(draws, length, device))
         for step in range(knobs.steps):
             now, before = (1 - rate for rate in rates[step : step + 2])
-            logits = knobs.filter(predict(tokens, rates[step], step))
-            clean = logits.float().softmax(dim=-1)
+            logits = knobs.filter(predict(tokens, everywhere, rates[step], step))
+            clean = logits.float().softmax(dim=-1).unflatten(0, tokens.shape)
             times = (clean.new_full(tokens.shape, keep) for keep in (before, now))
             tokens = draws.categorical(self.kernel.posterior(tokens, clean, *times).log())
             noised = self.corrupt(wanted, nothing + before, _noise(draws, length, device))

@@ -1,7 +1,7 @@
 """Noise schedules of discrete diffusion: how many tokens are still clean at noise time s."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class Schedule:
     def rates(self, steps: int) -> list[float]:
         """The mask rates 1 - alpha-bar of a sampling loop: `steps` + 1 falling numbers, 0 last."""
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
-        return (1 - self.clean(times)).clamp(0, 1).tolist()
+        # exactly 0 last, whatever `clean` rounds to: nothing may stay masked
+        return [*(1 - self.clean(times)).clamp(0, 1).tolist()[:-1], 0.0]
 
     def _derivative(self, s: Tensor) -> Tensor:
         return torch.func.jvp(self.clean, (s,), (torch.ones_like(s),))[1]
@@ -44,7 +45,7 @@ class Schedule:
                 f"wanted a schedule that falls from 1 at s=0 strictly to at most {NEARLY_ALL} at "
                 f"s=1, got {float(values[0]):.4g} to {float(values[-1]):.4g} with steps of "
                 f"{float(values.diff().min()):.4g} to {float(values.diff().max()):.4g}; "
-                f"type schedule={' or '.join(SCHEDULES)}, or change your function"
+                f"type schedule={' or '.join(SCHEDULES)}, or change your own"
             )
         inner = times[1:-1]
         given, true = self.slope(inner), self._derivative(inner)
@@ -89,14 +90,36 @@ def arc_cosine() -> Schedule:
     )
 
 
-def parse(wanted: str | Schedule) -> Schedule:
-    """A name that a user types, or a schedule itself -> the schedule. Raises ValueError with the
-    names."""
+def knots(values: Sequence[float]) -> Schedule:
+    """alpha-bar at s = 0, 1 / n, ..., 1 and straight lines between: [1, 0.9, 0.72, 0.504, 0] has
+    beta = .1, .2, .3, 1 at four noise steps. Raises ValueError unless they fall from 1 to 0."""
+    known, pieces = torch.tensor(values, dtype=torch.float64, device="cpu"), len(values) - 1
+
+    def clean(s: Tensor) -> Tensor:
+        left = (s * pieces).long().clamp(0, pieces - 1)
+        return known[left] + (s * pieces - left) * (known[left + 1] - known[left])
+
+    if pieces > 0 and bool((known.diff() < 0).all()):
+        return Schedule(clean)
+    raise ValueError(
+        f"wanted a schedule of falling alpha-bars, got {list(values)}; type for instance "
+        "schedule=[1,0.9,0.5,0]"
+    )
+
+
+def parse(wanted: str | Sequence[float] | Schedule) -> Schedule:
+    """What a user types, a name or a list of alpha-bars, or a schedule itself -> the schedule.
+    Raises ValueError with what may be typed."""
     if isinstance(wanted, Schedule):
         return wanted
-    if wanted not in SCHEDULES:
-        raise ValueError(f"wanted schedule as one of {', '.join(SCHEDULES)}, got {wanted}")
-    return SCHEDULES[wanted]()
+    if isinstance(wanted, str) and wanted in SCHEDULES:
+        return SCHEDULES[wanted]()
+    if isinstance(wanted, list | tuple) and all(isinstance(v, int | float) for v in wanted):
+        return knots(wanted)
+    raise ValueError(
+        f"wanted schedule as one of {', '.join(SCHEDULES)} or a list of falling alpha-bars like "
+        f"[1,0.9,0.5,0], got {wanted}"
+    )
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {

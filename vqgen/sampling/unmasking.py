@@ -13,7 +13,9 @@ from vqgen.sampling.halton import halton_ranks
 from vqgen.sampling.logits import LogitKnobs
 from vqgen.sampling.schedules import Schedule, parse
 
-Predict = Callable[[Tensor, float, int], Tensor]  # (tokens, noise rate, step) -> guided logits
+# (tokens [batch, length], places to predict Bool [batch, length], noise rate, step) -> guided
+# logits of those places, in order, [places, vocab]
+Predict = Callable[[Tensor, Tensor, float, int], Tensor]
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, tokens with -1)
 CHOICE_TEMPERATURE = 4.5  # MaskGIT's, of the confidence sampler
 ROUNDING = 1e-4  # of a token: 0.3 x 10 places are 3, not 2.9999999
@@ -34,7 +36,7 @@ class UnmaskingKnobs(LogitKnobs):
 
     sampler: str = "ancestral"
     steps: int = 32
-    schedule: str | Schedule | None = None
+    schedule: str | Sequence[float] | Schedule | None = None
     choice_temperature: float | None = None
     remask: float = 0.0
 
@@ -184,8 +186,8 @@ def unmask(
     A decided token stays, unless `remask` undoes it; a given one stays always. The network is
     asked only in steps that decide something.
 
-    predict  (tokens, mask rate, step) -> logits Float [batch, length, vocab], guided
-    size     (height, width) of the grid of places; rates: mask rates, one more than steps
+    size   (height, width) of the grid of places
+    rates  mask rates, one more than steps
     """
     steps, given = knobs.steps, tokens >= 0
     order = ORDERS[knobs.sampler](Plan(rates, (~given).sum(dim=1)), draws, knobs, size)
@@ -193,7 +195,7 @@ def unmask(
     for step in range(steps):
         asked = order.ask(tokens < 0, step)
         if bool(asked.any()):
-            logits = predict(tokens, rates[step], step)[asked]
+            logits = predict(tokens, asked, rates[step], step)
             drawn = knobs.filter(logits).float()
             drawn = (drawn + draws.gumbel(asked, drawn.shape[-1])).argmax(dim=-1)
             heard = logits.float().log_softmax(dim=-1).gather(-1, drawn[:, None])[:, 0]

@@ -57,6 +57,11 @@ class Codebook(nn.Module):
         super().__init__()
         _check_choice("update", update, ("learned", "ema"))
         _check_choice("start", start, ("data", "random"))
+        for name, count in (("size", size), ("dim", dim)):
+            _check_range(name, count, "a whole number of at least 1", count >= 1)
+        for name, decay in (("ema_decay", ema_decay), ("usage_decay", usage_decay)):
+            _check_range(name, decay, "a number from 0 to below 1", 0 <= decay < 1)
+        _check_range("revive_below", revive_below, "a number from 0 to 1", 0 <= revive_below <= 1)
         self.size, self.dim, self.normalize = size, dim, normalize
         self.learned = update == "learned"
         self.ema_decay, self.revive_below, self.usage_decay = ema_decay, revive_below, usage_decay
@@ -183,3 +188,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(
             f"wanted {setting} to be {listed}, got {value}; type {setting}={choices[0]}"
         )
+
+
+def _check_range(name: str, value: float, wanted: str, is_right: bool) -> None:
+    if not is_right:
+        setting = f"tokenizer.bottleneck.codebook.{name}"
+        raise ValueError(f"wanted {setting} as {wanted}, got {value}; leave it out for its default")

@@ -24,7 +24,7 @@ def checked(
                 f"got auto; type {SETTING}=[1,2,4,8], say, ending at the latent grid"
             )
         return None
-    given = [] if isinstance(scales, str) else list(scales)
+    given = list(scales) if isinstance(scales, list | tuple) else []  # one number, null, a word: no
     pairs = [tuple(one) if isinstance(one, Sequence) else (one, one) for one in given]
     flat = [side for pair in pairs for side in pair]
     if not pairs or any(len(pair) != 2 for pair in pairs) or any(not _is_side(s) for s in flat):

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning import Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,11 +27,12 @@ def join(trainer: dict[str, Any]) -> None:
 
     torchrun and srun start the processes themselves. Where one was started and `trainer` wants more
     devices of this machine, it starts itself again under torchrun.
-    Raises ValueError for a strategy that is not known."""
-    if trainer["strategy"] not in STRATEGIES:
+    Raises ValueError for what `check` refuses, or several machines without a launcher."""
+    check(trainer)
+    if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
-            f"wanted trainer.strategy to be one of {', '.join(STRATEGIES)}, got "
-            f"{trainer['strategy']}; type trainer=ddp or trainer=fsdp"
+            f"wanted trainer.accelerator={trainer['accelerator']}, but torch sees no GPU here; "
+            "type trainer.accelerator=cpu, or look at nvidia-smi"
         )
     if dist.is_initialized():
         return
@@ -42,11 +45,31 @@ def join(trainer: dict[str, Any]) -> None:
         os.environ["RANK"] = str(environment.global_rank())
         os.environ["WORLD_SIZE"] = str(environment.world_size())
         _meet(environment.local_rank())
+    elif trainer["num_nodes"] > 1:
+        raise ValueError(
+            f"wanted one process per device from torchrun or srun for trainer.num_nodes="
+            f"{trainer['num_nodes']}, got one process; see conf/trainer/ddp.yaml for what to type"
+        )
     elif _wanted_here(trainer) > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone"]
         command = [sys.executable, *torchrun, f"--nproc_per_node={_wanted_here(trainer)}"]
         sys.stdout.flush()
         os.execv(sys.executable, [*command, *sys.argv])
+
+
+def check(trainer: dict[str, Any]) -> None:
+    """Raise ValueError for a strategy or devices that are not known."""
+    strategy, wanted = trainer["strategy"], trainer["devices"]
+    if strategy not in STRATEGIES:
+        raise ValueError(
+            f"wanted trainer.strategy to be one of {', '.join(STRATEGIES)}, got {strategy}; "
+            "type trainer=ddp or trainer=fsdp"
+        )
+    if wanted not in ("auto", "-1") and not (isinstance(wanted, int) and wanted):
+        raise ValueError(
+            f"wanted trainer.devices as a number or auto, got {wanted}; to choose among GPUs set "
+            "CUDA_VISIBLE_DEVICES=0,1 before the command"
+        )
 
 
 def once(decide: Callable[[], Value]) -> Value:
@@ -88,10 +111,30 @@ def largest(number: int) -> int:
     return int(value)
 
 
+def trainer(node: dict[str, Any], **more: Any) -> Trainer:
+    """Lightning's Trainer for the trainer node, whose unknown names and devices that are not there
+    are a ValueError. more: its arguments that are not the user's."""
+    arguments = trainer_arguments(node)
+    valid = list(inspect.signature(Trainer).parameters)
+    for name in arguments:
+        if name not in valid:
+            raise ValueError(f"lightning.Trainer has no argument trainer.{name}; leave it out")
+    try:
+        return Trainer(**{**arguments, **more})
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"wanted a trainer with accelerator={node['accelerator']} devices={node['devices']}, "
+            f"got: {str(error).splitlines()[0]}; type trainer.accelerator=auto trainer.devices=auto"
+        ) from error
+
+
 def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     """The trainer node as arguments of lightning.Trainer, with devices and nodes as they are."""
     arguments = {name: value for name, value in trainer.items() if name not in SWITCHES}
     arguments["strategy"] = strategy(trainer["strategy"])
+    if "SLURM_NTASKS" in os.environ and not TorchElasticEnvironment.detect():
+        # else Lightning answers SLURM's warnings with checkpoints and requeues of its own
+        arguments["plugins"] = [SLURMEnvironment(auto_requeue=False)]
     if TorchElasticEnvironment.detect():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         arguments |= {"devices": here, "num_nodes": int(os.environ["WORLD_SIZE"]) // here}
@@ -150,7 +193,10 @@ def _meet(local_rank: int) -> None:
 
 
 def planned(trainer: dict[str, Any]) -> int:
-    """Devices that a run with this trainer node would have, all machines together."""
+    """Devices that a run with this trainer node would have, all machines together.
+
+    Raises ValueError for a strategy or devices that are not known."""
+    check(trainer)
     started = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
     return int(started) if started else max(1, _wanted_here(trainer)) * trainer["num_nodes"]
 

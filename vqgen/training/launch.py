@@ -11,20 +11,31 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 
 from vqgen import checkpoint, runs
 from vqgen.training import devices, switches
 from vqgen.training.callbacks import Console, SaveRun
 from vqgen.training.logs import Board, FileBoard
-from vqgen.training.module import Budget, Counters, Recipe, TrainingModule
+from vqgen.training.module import TrainingModule
 from vqgen.training.optimizer import Schedule
+from vqgen.training.recipe import Budget, Counters, Recipe
 
 # settings that a resumed run may change without becoming another experiment
 FREE = (
     *("train.max_", "train.resume", "train.log_every", "train.validate_every", "train.save_every"),
     *("logger.", "trainer.", "run.", "preview.", "plan", "small_fd."),
+    # how the same batches reach the devices; a smaller machine needs other ones
+    *("train.accumulate", "data.workers", "data.cache_mb", "data.verify"),
 )
+# numbers of the `train` node that have to be given, and the least that they may be
+LEAST = {
+    **dict.fromkeys(("log_every", "validate_every", "save_every", "accumulate"), 1),
+    **dict.fromkeys(("lr", "lr_end", "warmup_steps", "weight_decay", "ema", "seed"), 0),
+}
+
+
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,10 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
     root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
     if resume == "auto":
         for run in runs.newest_first(root, stage, name):
-            if (run / "checkpoints").is_dir():
+            if any((run / "checkpoints" / name).is_file() for name in CHECKPOINTS):
                 print(f"resuming {run}")
                 return run
+            print(f"passing over {run}, which was stopped before its first checkpoint")
         print(f"no run named {name} under {root / stage}: starting a new one")
         return None
     if not (Path(resume) / "config.yaml").is_file():
@@ -97,11 +109,20 @@ def _open_run(
 
 
 def recipe(train: dict[str, Any]) -> Recipe:
-    """The `train` node as the recipe both stages share."""
+    """The `train` node as the recipe both stages share. Raises ValueError for numbers out of
+    range."""
+    for name, least in LEAST.items():
+        if not isinstance(train[name], int | float) or train[name] < least:
+            raise ValueError(
+                f"wanted train.{name} as a number of at least {least}, got {train[name]}; leave "
+                f"it out for the recipe's own"
+            )
+    betas: Any = train["betas"]
+    betas = tuple(betas) if isinstance(betas, list) else (betas,)  # two, or it is refused
     return Recipe(
         budget=Budget(train["max_steps"], train["max_minutes"]),
         schedule=Schedule(train["lr"], train["lr_end"], train["warmup_steps"]),
-        betas=tuple(train["betas"]),
+        betas=betas,
         weight_decay=train["weight_decay"],
         clip=train["clip"],
         ema=train["ema"],
@@ -124,7 +145,7 @@ def train(
     boards  where numbers and pictures go besides the files of the run folder
     Returns 0, or 128 + signal if one asked the run to leave."""
     lock = FileLock(run.folder / ".lock")  # the system lets go of it when the process dies
-    devices.once(lambda: _lock(lock, run.folder))
+    devices.once(lambda: _begin(lock, run.folder))
     switched = {name: settings["trainer"].get(name, False) for name in devices.SWITCHES}
     switches.apply_(module.model, **switched)
     boards = [FileBoard(run.folder), *boards]
@@ -134,14 +155,15 @@ def train(
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # inside Lightning
     options = settings["train"]
     saver = SaveRun(run.folder, options["save_every"], options["validate_every"])
-    lightning = Trainer(
-        **{**devices.trainer_arguments(settings["trainer"]), "precision": precision},
+    lightning = devices.trainer(
+        settings["trainer"],
+        precision=precision,
         default_root_dir=run.folder,
         logger=boards,
         callbacks=[Console(), saver],
         max_epochs=-1,
         max_steps=-1,
-        val_check_interval=options["validate_every"] * module.recipe.accumulate,
+        val_check_interval=int(options["validate_every"]) * module.recipe.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data module shares batches out itself
@@ -160,12 +182,10 @@ def train(
         if saver.signal is None and module.counters.step != module.validated_step:
             lightning.validate(module, data, verbose=False)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        sentence = _explained(error, module)
+        if sentence is None:
             raise
-        raise OSError(
-            f"a loader process died ({str(error).splitlines()[0]}), often for lack of memory; "
-            f"type data.workers=0 or fewer, and train.resume={run.folder} to go on"
-        ) from error
+        raise OSError(f"{sentence}, and train.resume={run.folder} to go on") from error
     finally:
         for board in boards:
             board.close()
@@ -179,7 +199,24 @@ def train(
     return 128 + saver.signal
 
 
-def _lock(lock: FileLock, folder: Path) -> None:
+def _explained(error: RuntimeError, module: TrainingModule) -> str | None:
+    """What happened and what to type; None for an error of another kind."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    if "DataLoader worker" in first:
+        return (
+            f"a loader process died ({first}), often for lack of memory; "
+            "type data.workers=0 or fewer"
+        )
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first:
+        return (
+            f"out of memory at step {module.counters.step} ({first}); type train.accumulate="
+            f"{2 * module.recipe.accumulate} for smaller batches on each device"
+        )
+    return None
+
+
+def _begin(lock: FileLock, folder: Path) -> None:
+    """Take the folder for this run, and clear away what a killed one left half written."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -187,6 +224,13 @@ def _lock(lock: FileLock, folder: Path) -> None:
             f"{folder} is being trained by another process; wait for it, stop it, or start a run "
             "of another name with run.name=NAME"
         ) from None
+    except OSError as error:
+        raise OSError(
+            f"cannot write in the run folder {folder} ({error.strerror}); make it writable, or "
+            "copy it to a place that is and type train.resume=COPY"
+        ) from error
+    for half in folder.glob(f"**/{checkpoint.HALF_WRITTEN}"):
+        half.unlink()
 
 
 def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
@@ -202,7 +246,7 @@ def read_counters(run: Path) -> tuple[Path, Counters]:
     """The newest readable checkpoint and its counters; a damaged last one falls back to the one
     before."""
     problems = []
-    for name in ("last.ckpt", "previous.ckpt"):
+    for name in CHECKPOINTS:
         path = run / "checkpoints" / name
         if not path.is_file():
             continue

@@ -8,7 +8,6 @@ counts these."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import torch
@@ -18,59 +17,8 @@ from torch import Tensor, nn
 from vqgen.training import devices, sharding
 from vqgen.training.ema import EMA, Model
 from vqgen.training.logs import Board
-from vqgen.training.optimizer import Schedule
 from vqgen.training.randomness import random_state, set_random_state
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a run lasts: whichever of the two limits is reached first; at least one must be
-    given."""
-
-    max_steps: int | None = None  # generator steps
-    max_minutes: float | None = None  # wall time of training, over all resumed pieces
-
-    def __post_init__(self) -> None:
-        limits = [limit for limit in (self.max_steps, self.max_minutes) if limit is not None]
-        if not limits or min(limits) <= 0:
-            raise ValueError(
-                "wanted train.max_steps or train.max_minutes above 0, got "
-                f"{self.max_steps} and {self.max_minutes}; type train.max_steps=1000, say"
-            )
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The fraction of the run that is done, in [0, 1]."""
-        by_steps = step / self.max_steps if self.max_steps else 0.0
-        by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
-        return min(1.0, max(by_steps, by_time))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything about optimization that both stages share. Learning rate and batch are final,
-    never rescaled."""
-
-    budget: Budget
-    schedule: Schedule
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest gradient norm
-    ema: float = 0.999  # decay of the averaged copy; 0 turns averaging off
-    accumulate: int = 1  # micro-batches per step
-    log_every: int = 50  # steps
-    patience: int = 3  # non-finite losses in a row before the run stops
-
-
-@dataclass
-class Counters:
-    """What a resumed run has to know beside weights and optimizers."""
-
-    step: int = 0  # generator steps done
-    micro: int = 0  # micro-batches done since the last step
-    samples: int = 0  # images seen, over all ranks
-    seconds: float = 0.0  # training time, over all pieces
-    bad_in_a_row: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)  # for instance the W&B run id
+from vqgen.training.recipe import Counters, Recipe
 
 
 class TrainingModule(LightningModule, Generic[Model]):
@@ -88,6 +36,7 @@ class TrainingModule(LightningModule, Generic[Model]):
         self.recipe = recipe
         self.counters = Counters()
         self.validated_step = -1
+        self._bad_step = False  # was something of the step under way not finite?
         self._saved_random_state: dict[str, Any] | None = None
 
     # ---- progress
@@ -120,12 +69,21 @@ class TrainingModule(LightningModule, Generic[Model]):
 
     # ---- one step
 
-    def finish_step(self, optimizer: Any, parameters: list[nn.Parameter]) -> Tensor:
-        """Clip, step and clear; a non-finite gradient norm leaves the weights alone. Returns the
-        norm."""
-        norm = sharding.whole(nn.utils.clip_grad_norm_(parameters, self.recipe.clip))
-        if torch.isfinite(norm):
+    def finish_step(
+        self,
+        optimizer: Any,
+        parameters: list[nn.Parameter],
+        batch: dict[str, Tensor],
+        name: str = "model",
+    ) -> Tensor:
+        """Clip, step and clear; a gradient that is not finite leaves the weights alone and counts
+        as a bad step. Returns the norm before clipping. `name`: whose parameters these are."""
+        largest = float("inf") if self.recipe.clip is None else self.recipe.clip
+        norm = sharding.whole(nn.utils.clip_grad_norm_(parameters, largest))
+        if torch.isfinite(norm):  # the same number on every rank
             optimizer.step()
+        else:
+            self._skip([f"gradient of the {name}"], batch)
         optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -138,26 +96,29 @@ class TrainingModule(LightningModule, Generic[Model]):
         return rate
 
     def is_usable(self, total: Tensor, parts: dict[str, Tensor], batch: dict[str, Tensor]) -> bool:
-        """False for a non-finite loss: the batch is dumped and skipped; `patience` in a row stop
-        the run."""
+        """False for a loss that is not finite on some rank: it must not be learned from."""
         usable = bool(torch.isfinite(total))
         if self.trainer.strategy.reduce_boolean_decision(usable, all=True):  # on every rank
-            self.counters.bad_in_a_row = 0
             return True
-        self.counters.bad_in_a_row += 1
         terms = [name for name, value in parts.items() if not bool(torch.isfinite(value).all())]
+        self._skip(terms or ["total"], batch)
+        return False
+
+    def _skip(self, terms: list[str], batch: dict[str, Tensor]) -> None:
+        """These terms are not finite: say so and save the batch; `patience` such steps in a row
+        stop the run."""
+        self.counters.bad_in_a_row += not self._bad_step
+        self._bad_step = True
         folder = self.trainer.default_root_dir
         dump = f"{folder}/bad_batch_step{self.counters.step}_rank{self.global_rank}.pt"
         torch.save({name: value.cpu() for name, value in batch.items()}, dump)
-        named = ", ".join(terms) or "total"
-        text = f"step {self.counters.step}: the loss is not finite (terms: {named})"
+        text = f"step {self.counters.step}: the loss is not finite (terms: {', '.join(terms)})"
         print(f"ALARM {text}; step skipped, batch saved in {dump}")
         if self.counters.bad_in_a_row >= self.recipe.patience:
             raise ValueError(
                 f"{text}, {self.recipe.patience} times in a row. Look at {dump}, "
                 "lower train.lr, or type trainer.precision=32-true"
             )
-        return False
 
     def count_batch(self, images: int) -> bool:
         """Count one micro-batch of `images` on this rank; True if it completes a generator step."""
@@ -168,6 +129,9 @@ class TrainingModule(LightningModule, Generic[Model]):
     def count_step(self) -> None:
         """Count a generator step and move the average."""
         self.counters.step += 1
+        if not self._bad_step:
+            self.counters.bad_in_a_row = 0
+        self._bad_step = False
         self.average.update(self.model, self.counters.step)
         if self.is_log_step and self.trainer.world_size > 1 and self._device_mesh is None:
             self.check_ranks()
@@ -188,6 +152,11 @@ class TrainingModule(LightningModule, Generic[Model]):
     def boards(self) -> list[Board]:
         """Where numbers and pictures go."""
         return [logger for logger in self.trainer.loggers if isinstance(logger, Board)]
+
+    def say(self, text: str) -> None:
+        """Print, once for all ranks."""
+        if self.trainer.is_global_zero:
+            print(text, flush=True)
 
     def record(self, numbers: dict[str, Any]) -> None:
         """Log numbers under the generator step."""

@@ -14,8 +14,9 @@ from vqgen.losses.stage1 import Stage1Loss
 from vqgen.metrics.codebook import CodeUsage, ScaleUsage
 from vqgen.metrics.reconstruction import psnr, ssim
 from vqgen.training import latents
-from vqgen.training.module import Recipe, TrainingModule
+from vqgen.training.module import TrainingModule
 from vqgen.training.optimizer import adamw
+from vqgen.training.recipe import Recipe
 
 
 class Stage1(TrainingModule[Tokenizer]):
@@ -85,15 +86,19 @@ class Stage1(TrainingModule[Tokenizer]):
             self.manual_backward(losses.total / self.recipe.accumulate)
             if gan:
                 against = self.loss.discriminator(images, reconstruction.images.detach(), progress)
-                self.manual_backward(against.total / self.recipe.accumulate)
                 parts |= against.parts
+                if self.is_usable(against.total, against.parts, batch):
+                    self.manual_backward(against.total / self.recipe.accumulate)
         if not self.count_batch(images.shape[0]):
             return
         rate = self.set_learning_rate(generator, *discriminator)
-        norms = {"norm/generator": self.finish_step(generator, list(self.model.parameters()))}
+        parameters = {"generator": list(self.model.parameters())}
         if gan:
-            parameters = self.loss.discriminator_parameters()
-            norms["norm/discriminator"] = self.finish_step(discriminator[0], parameters)
+            parameters["discriminator"] = self.loss.discriminator_parameters()
+        norms = {
+            f"norm/{name}": self.finish_step(optimizer, parameters[name], batch, name)
+            for name, optimizer in zip(parameters, [generator, *discriminator], strict=False)
+        }
         for name, value in self.model.after_step().items():
             self._gauges.setdefault(name, []).append(value)
         self.count_step()
@@ -111,7 +116,7 @@ class Stage1(TrainingModule[Tokenizer]):
         self._gauges = {}
         real, fake = named.get("gan/logits_real"), named.get("gan/logits_fake")
         if real is not None and fake is not None and float(real - fake) > self.winning_gap:
-            print(
+            self.say(
                 f"ALARM step {self.counters.step}: the discriminator is winning (logits real "
                 f"{float(real):.2f}, fake {float(fake):.2f}); try loss.gan.lecam_weight=0.001 or a "
                 "smaller loss.gan.weight"
@@ -156,7 +161,7 @@ class Stage1(TrainingModule[Tokenizer]):
             numbers["codebook/usage"] = self.usage.usage()
             numbers["codebook/perplexity"] = self.usage.perplexity()
             if numbers["codebook/usage"] < self.usage_alarm:
-                print(
+                self.say(
                     f"ALARM step {self.counters.step}: only {numbers['codebook/usage']:.1%} of the "
                     "codes are used; try a smaller tokenizer.bottleneck.codebook.dim"
                 )
@@ -164,8 +169,7 @@ class Stage1(TrainingModule[Tokenizer]):
         self.record({**numbers, **scales})
         self.facts["validation"] = {**numbers, **scales, "step": self.counters.step}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        if self.trainer.is_global_zero:
-            print(f"validation at step {self.counters.step}: {shown}")
+        self.say(f"validation at step {self.counters.step}: {shown}")
         for board in self.boards:
             if self._shown:
                 board.log_picture(
@@ -186,13 +190,13 @@ class Stage1(TrainingModule[Tokenizer]):
         """What each scale of a pyramid uses, printed; nothing for tokens of one scale."""
         if self.scale_usage is None:
             return {}
-        print(
+        self.say(
             "codes in use / codes that this scale's tokens could use at most: "
             f"{self.scale_usage.summary()}"
         )
         for name, share in self.scale_usage.shares().items():
             if share < self.usage_alarm:
-                print(
+                self.say(
                     f"ALARM step {self.counters.step}: scale {name} uses only {share:.1%} of the "
                     "codes that it could; try tokenizer.bottleneck.own_codebooks=true"
                 )

@@ -13,8 +13,9 @@ from vqgen import checkpoint
 from vqgen.contracts import Condition, Prior, TokenSpec
 from vqgen.metrics.units import bits_per_dimension, bits_per_token, uniform_bits
 from vqgen.training import sharding
-from vqgen.training.module import Recipe, TrainingModule
+from vqgen.training.module import TrainingModule
 from vqgen.training.optimizer import adamw
+from vqgen.training.recipe import Recipe
 
 
 class Stage2(TrainingModule[Prior]):
@@ -79,7 +80,7 @@ class Stage2(TrainingModule[Prior]):
             return
         optimizer: Any = self.optimizers()
         rate = self.set_learning_rate(optimizer)
-        norm = self.finish_step(optimizer, list(self.model.parameters()))
+        norm = self.finish_step(optimizer, list(self.model.parameters()), batch)
         self.count_step()
         if self.is_log_step:
             named = {f"train/{name}": value for name, value in self.over_ranks(parts).items()}
@@ -112,6 +113,11 @@ class Stage2(TrainingModule[Prior]):
                 "val/bits_per_dimension_uniform": float(
                     bits_per_dimension(uniform, self.image_size)
                 ),
+            }
+            numbers |= {
+                f"val/bits_per_token/{name}": float(bits_per_token(parts[name], length))
+                for name, length in spec.lengths.items()
+                if name in parts  # a prior that tells the scales apart
             }
         else:  # bits of a density: pixels have no part in them, and they may be negative
             kind = f"density {kind}"

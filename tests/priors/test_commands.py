@@ -1,0 +1,97 @@
+"""What cannot be asked of the flow and the diffusion prior on the command line: one sentence each,
+with a cure."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.test_bad_input import (  # noqa: F401  (refused is a fixture)
+    KL_ARCHITECTURE,
+    refused,
+    stage1_run,
+)
+from vqgen import build, checkpoint
+from vqgen.training import latents
+
+TINY = ["data.size=[16,24]", "logger=files", "train.max_steps=1", "prior.network.width=32"]
+
+
+def standardized(root: Path) -> Path:
+    """A stage-1 run of the tiny KL tokenizer, as it is exported."""
+    run, tokenizer = stage1_run(root, kl=True), tiny.kl()
+    latents.standardize_(tokenizer, tiny.data())
+    facts = {"class_names": ["a", "b", "c"]}
+    options: dict[str, Any] = {"kind": "tokenizer", "architecture": KL_ARCHITECTURE}
+    checkpoint.save_model(run / "tokenizer", tokenizer, facts=facts, **options)
+    return run
+
+
+def trained(root: Path, path: str) -> None:
+    """A stage-2 run of prior=diffusion on this path over it."""
+    export = standardized(root) / "tokenizer"
+    run = root / "stage2" / "20260101_000000_tiny"
+    checkpoint.copy_model(export, run / "pipeline" / "tokenizer")
+    network = {"_target_": "vqgen.nn.dit.DiT", "_partial_": True}
+    node: dict[str, Any] = {
+        "_target_": "vqgen.priors.diffusion.Diffusion",
+        "network": {**network, "width": 32, "depth": 1, "heads": 2},
+        "path": {"_target_": f"vqgen.sampling.paths.{path.upper()}"},
+    }
+    prior = build.prior(node, tiny.kl(), num_classes=3)
+    facts = {
+        "class_names": ["a", "b", "c"],
+        "num_classes": 3,
+        "tokenizer_fingerprint": checkpoint.read_header(export)["fingerprint"],
+    }
+    options: dict[str, Any] = {"kind": "prior", "architecture": node, "facts": facts}
+    checkpoint.save_model(run / "pipeline" / "prior", prior, **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["solver=ddim"], "needs path=vp, this prior has path=ve; type solver=euler"),
+        (["steps=0"], "steps as a whole number of at least 1, got 0; type steps=10"),
+        (["solver=huen"], "solver as one of heun, .*, got huen; type solver=heun"),
+        (["stochasticity=0.5"], "type solver=ancestral or leave stochasticity out"),
+        (["guidance=interval:3:0.8:0.2"], "0 <= start <= stop <= 1, got 0.8 to 0.2"),
+        (["top_k=5"], "top_k"),
+    ],
+)
+def test_sampling_of_a_path_is_refused(
+    words: list[str],
+    cure: str,
+    refused: Callable[..., str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    trained(tmp_path / "runs", "ve")
+    assert re.search(cure, refused("sample", *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (
+            ["prior=flow_tiny", "path=ve", "prior.path.sigma_min=5", "prior.path.sigma_max=5"],
+            "0 < sigma_min < sigma_max, .*type prior.path.sigma_min=0.01",
+        ),
+        (
+            ["prior=diffusion_tiny", "path=ve", "prior.path.sigma_min=60"],
+            "0 < sigma_min < sigma_max, .*type prior.path.sigma_min=0.01",
+        ),
+        (["prior=diffusion_tiny", "path=ot"], "type path=vp, or prior=flow for path=ot"),
+    ],
+)
+def test_training_on_a_path_is_refused(
+    words: list[str],
+    cure: str,
+    refused: Callable[..., str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The numbers of a path before any data is read."""
+    standardized(tmp_path / "runs")
+    assert re.search(cure, refused("train_stage2", *words, *TINY))
