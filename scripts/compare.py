@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from vqgen import build, checkpoint, cli, pictures, pipeline, runs
 from vqgen.evaluation import comparison, plots, sets
-from vqgen.evaluation.protocol import Protocol
+from vqgen.evaluation.protocol import Protocol, chosen
 from vqgen.training import launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,21 +29,21 @@ SHOWN = 24  # samples of each prior in the picture of all
 def main(config: DictConfig) -> None:
     """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
     settings = build.plain(config)
-    models = [Path(path) for path in settings["models"]]
+    settings["protocol"] = chosen(settings)
+    models = list(dict.fromkeys(Path(path) for path in settings["models"]))
     if settings["demo"]:
         models += train_demo(settings)
     if not models:
         raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
     jobs = [job for model in models for job in jobs_of(model, settings)]
-    cards = [evaluate(model, knobs, settings) for model, knobs in jobs]
-    rows = [
-        comparison.row_of(card, minutes_of(model))
-        for (model, _), card in zip(jobs, cards, strict=True)
-    ]
+    cards = [evaluate(model, changes, settings) for model, changes in jobs]
+    pairs = zip(jobs, cards, strict=True)
+    rows = [comparison.row_of(card, minutes_of(model)) for (model, _), card in pairs]
+    rows = comparison.told_apart(comparison.with_likelihoods(rows))
     out = Path(settings["out"])
     checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
     checkpoint.write_text(out / "comparison.csv", comparison.as_csv(rows))
-    folders = [folder_of(model, knobs, settings) for model, knobs in jobs]
+    folders = [folder_of(model, changes, settings) for model, changes in jobs]
     written = [*plots.draw(rows, out), *side_by_side(rows, folders, out / "samples.png")]
     send(rows, folders, written, settings)
     print(comparison.markdown(rows))
@@ -51,21 +51,23 @@ def main(config: DictConfig) -> None:
 
 
 def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """(model, sampler knobs): once per step count if it has that knob, else as the protocol says.
+    """(model, changes of the protocol): once per step count if it has that knob, and then the
+    likelihood, which does not depend on it, the first time only.
 
     Raises ValueError for what is no run."""
     loaded = pipeline.load(model)
     knobs = settings["protocol"]["knobs"] or {}
     if loaded.has_prior and "steps" in loaded.prior.Knobs.__dataclass_fields__:
-        many = [(model, {**knobs, "steps": steps}) for steps in settings["steps"]]
-        return many or [(model, knobs)]
-    return [(model, knobs)]
+        many = [{"knobs": {**knobs, "steps": steps}} for steps in settings["steps"]]
+        many[1:] = [{**changes, "validation_images": 0} for changes in many[1:]]
+        return [(model, changes) for changes in many or [{"knobs": knobs}]]
+    return [(model, {"knobs": knobs})]
 
 
-def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The card of scripts/evaluate.py, in a process of its own, so that memory is its own."""
-    protocol = {**settings["protocol"], "knobs": knobs}
-    out = folder_of(model, knobs, settings)
+    protocol = {**settings["protocol"], **changes}
+    out = folder_of(model, changes, settings)
     path = out / "card.json"
     newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
     if settings["reuse"] and path.is_file() and path.stat().st_mtime > newest:
@@ -73,18 +75,20 @@ def evaluate(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> di
         if card["protocol"] == Protocol(**protocol).as_dict():
             print(f"reusing {path}")
             return card
-    words = [f"{name}={settings[name]}" for name in ("batch", "device", "cache")]
+    asked = ("batch", "device", "cache", "features", "weights")
+    words = [f"{name}={settings[name]}" for name in asked if settings[name] is not None]
     words += [f"protocol={cli.choice('protocol')}"]
-    words += [f"protocol.knobs={_typed(knobs)}"] if knobs else []
+    words += [f"protocol.{name}={_typed(value)}" for name, value in changes.items() if value != {}]
     typed = [word for word in cli.typed_overrides() if word.startswith("protocol.")]
-    words += [word for word in typed if not word.startswith("protocol.knobs")]
+    words += [word for word in typed if word.split(".")[1].split("=")[0] not in changes]
     run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
     return comparison.read_card(path)
 
 
-def folder_of(model: Path, knobs: dict[str, Any], settings: dict[str, Any]) -> Path:
-    """Where the card of a model at these sampler knobs is."""
-    ending = f"_steps{knobs['steps']}" if "steps" in knobs else ""
+def folder_of(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> Path:
+    """Where the card of a model under these changes of the protocol is."""
+    steps = changes["knobs"].get("steps")
+    ending = "" if steps is None else f"_steps{steps}"
     return model / "evaluation" / f"{settings['protocol']['name']}{ending}"
 
 
@@ -168,9 +172,9 @@ def send(rows: Any, folders: list[Path], written: list[Path], settings: dict[str
         board.close()
 
 
-def _typed(knobs: dict[str, Any]) -> str:
-    """A dict as Hydra's grammar has it: {steps:4}."""
-    return json.dumps(knobs).replace('"', "").replace(" ", "")
+def _typed(value: Any) -> str:
+    """A value as Hydra's grammar has it: {steps:4}."""
+    return json.dumps(value).replace('"', "").replace(" ", "")
 
 
 if __name__ == "__main__":

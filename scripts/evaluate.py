@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vqgen import build, cli, runs
-from vqgen.evaluation.protocol import Protocol
+from vqgen.evaluation.protocol import Protocol, chosen
 from vqgen.evaluation.run import Evaluated, Evaluation
 from vqgen.evaluation.subject import Subject
 from vqgen.metrics import features
@@ -19,7 +19,7 @@ def main(config: DictConfig) -> None:
     settings = build.plain(config)
     if settings["batch"] < 1:
         raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=32")
-    protocol = Protocol(**settings["protocol"])
+    protocol = Protocol(**chosen(settings))
     model, samples = find_model(settings), settings["samples"]
     device = build.device(settings["device"])
     given = None if samples is None else Path(samples)

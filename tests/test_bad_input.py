@@ -886,6 +886,13 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["samples=r.npz", "protocol.reference.npz=r.npz", "protocol.features=fid"],
         "features=fid is not known",
     ),
+    (
+        "asked for features of an unknown kind beside the protocol",
+        lambda p: reference(p / "r.npz"),
+        EVALUATE,
+        ["samples=r.npz", "protocol.reference.npz=r.npz", "features=timm:resnet5O"],
+        "did you mean timm:resnet50?",
+    ),
     ("compared nothing", lambda p: None, "scripts.compare", [], "wanted runs to compare"),
     (
         "mixed two runs in one folder",

@@ -261,6 +261,11 @@ class Bottleneck(nn.Module, ABC):
         """hidden -> (mean, deviation) of the latents that `encode` gives; None: not random."""
         return self.encode(hidden), None
 
+    def posterior(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """hidden -> (mean, deviation) of q(latents | image), whatever `encode` takes of it; None:
+        it is one point."""
+        return self.encode(hidden), None
+
     @abstractmethod
     def embed(self, latents: Tensor, size: Size) -> Tensor:
         """latents, as `spec(size)` says -> [batch, out_channels, h, w].
@@ -300,6 +305,11 @@ class Tokenizer(nn.Module, ABC):
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """images [batch, 3, H, W] in [-1, 1] -> (mean, deviation) of the latents that `encode`
         gives, for caches; None: they are not random, and the mean is what `encode` returns."""
+        return self.encode(images), None
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """images [batch, 3, H, W] in [-1, 1] -> (mean, deviation) of q(latents | image), whatever
+        `encode` takes of it, for likelihoods; None: it is one point."""
         return self.encode(images), None
 
     @abstractmethod

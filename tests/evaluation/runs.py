@@ -1,5 +1,6 @@
 """Finished runs of the tiny models with data of their own: what the evaluator is tested on."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,22 @@ import yaml
 from PIL import Image
 
 from tests import tiny
-from tests.test_bad_input import ARCHITECTURE, PRIOR
+from tests.test_bad_input import ARCHITECTURE, KL_ARCHITECTURE, PRIOR
 from vqgen import build, checkpoint, cli
 from vqgen.evaluation.protocol import Protocol
+from vqgen.priors.flow import Flow
+
+FLOW: dict[str, Any] = {
+    "_target_": "vqgen.priors.flow.Flow",
+    "network": {
+        "_target_": "vqgen.nn.dit.DiT",
+        "_partial_": True,
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "patch": 1,
+    },
+}
 
 
 def pictures(root: Path, classes: int = 3, count: int = 36) -> Path:
@@ -58,6 +72,23 @@ def stage2(root: Path, classes: int = 3) -> Path:
     options: dict[str, Any] = {"kind": "prior", "architecture": PRIOR, "facts": facts}
     checkpoint.save_model(run / "pipeline" / "prior", tiny.prior(classes), **options)
     config(run, root / f"pictures{classes}")
+    return run
+
+
+def continuous(root: Path, **bottleneck: Any) -> Path:
+    """A stage-2 run of a flow over a KL tokenizer."""
+    run = root / "stage2" / "20260101_000000_flow"
+    model = tiny.kl(**bottleneck)
+    architecture = copy.deepcopy(KL_ARCHITECTURE)
+    architecture["bottleneck"] |= bottleneck
+    facts: dict[str, Any] = {"class_names": [f"class{i}" for i in range(3)], "num_classes": 3}
+    options: dict[str, Any] = {"kind": "tokenizer", "architecture": architecture, "facts": facts}
+    checkpoint.save_model(run / "pipeline" / "tokenizer", model, **options)
+    mark = checkpoint.read_header(run / "pipeline" / "tokenizer")["fingerprint"]
+    options = {"kind": "prior", "architecture": FLOW, "facts": facts}
+    options["facts"] = {**facts, "tokenizer_fingerprint": mark}
+    checkpoint.save_model(run / "pipeline" / "prior", tiny.continuous(Flow, model), **options)
+    config(run, pictures(root / "pictures", 3))
     return run
 
 

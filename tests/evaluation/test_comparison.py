@@ -5,13 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from matplotlib import pyplot
 from PIL import Image
 
+from scripts import compare
 from tests.evaluation import runs
+from vqgen import build, cli
 from vqgen.evaluation import comparison, plots
 from vqgen.evaluation.comparison import Row, plain_name
 
@@ -20,14 +26,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def row(family: str, fd: float, recall: float, seconds: float, **more: Any) -> Row:
     numbers = {"FD": fd, "recall": recall, "seconds per image": seconds, "precision": 0.5}
-    options: dict[str, Any] = {"steps": None, "likelihood": "exact", "n": 12, "ceiling": False}
-    return Row(more.pop("name", family), family, numbers=numbers, **{**options, **more})
+    numbers |= more.pop("numbers", {})
+    options: dict[str, Any] = {"run": family, "path": family, "tokenizer": "one", "steps": None}
+    options |= {"likelihood": "exact", "n": 12, "ceiling": False}
+    return Row(family=family, numbers=numbers, **{**options, **more})
 
 
 ROWS = [
     row("diffusion", 10.0, 0.8, 1.0),
     row("flow", 20.0, 0.5, 0.1),
-    row("flow", 15.0, 0.5, 0.4, name="flow, 8 steps", steps=8),
+    row("flow", 15.0, 0.5, 0.4, steps=8),
     row("tokenizer", 5.0, 0.9, 0.0, ceiling=True),
 ]
 
@@ -53,6 +61,89 @@ def test_ticks_stand_beside_ranks() -> None:
     assert line.startswith("| diffusion | ✓ 1. | ? 1. | ✗ 3. | ✗ |")
     table = list(csv.DictReader(comparison.as_csv(ROWS).splitlines()))
     assert [r["run"] for r in table] == [r.name for r in ROWS] and table[1]["FD"] == "20.0"
+
+
+def test_bits_of_latents_rank_over_one_tokenizer_only() -> None:
+    """A density's bits may be negative: beside bits of tokens they would always win."""
+    full = "full bound, bits per dimension"
+    discrete = {"bits per dimension": 0.1, full: 4.3}
+    density = {"bits per dimension": -0.1, full: 4.5}
+    one = row("llamagen", 1, 1, 1, numbers=discrete)
+    two = row("flow", 1, 1, 1, numbers=density)
+    ranked = comparison.ranks([one, two])
+    assert ranked["flow"]["likelihood"] == 1 and "likelihood by bits" in comparison.markdown([one])
+    other = replace(two, tokenizer="two")
+    assert comparison.ranks([one, other])["flow"]["likelihood"] == 2
+    assert f"likelihood by {full}" in comparison.markdown([one, other])
+
+
+def test_runs_of_one_name_are_told_apart() -> None:
+    first, again = row("flow", 1, 0.1, 1, path="a"), row("flow", 2, 0.2, 1, path="b", steps=4)
+    rows = comparison.told_apart([first, again, row("var", 1, 1, 1)])
+    assert [r.name for r in rows] == ["flow, a", "flow, b, 4 steps", "var"]
+    assert comparison.ranks(rows)["flow, a"]["coverage"] == 3
+    assert comparison.told_apart([first, replace(first, steps=4)])[1].name == "flow, 4 steps"
+
+
+def test_step_counts_of_a_run_share_its_likelihood() -> None:
+    bits = {"bits per dimension": 0.1, "decoder term, bits per dimension": 4.0}
+    rows = [row("flow", 1, 1, 1, steps=4, numbers=bits), row("flow", 2, 1, 1, steps=8)]
+    filled = comparison.with_likelihoods([*rows, row("var", 1, 1, 1)])
+    assert filled[1].numbers == {**rows[1].numbers, **bits}
+    assert "bits per dimension" not in filled[2].numbers
+
+
+def test_a_front_joins_the_steps_of_a_run_and_of_no_other() -> None:
+    two = [row("diffusion", 9.0, 1, s, run=r, steps=n) for r in "pe" for s, n in ((1, 4), (2, 8))]
+    figure, axis = pyplot.subplots()
+    plots._front(axis, two, two)
+    lines = {line.get_label(): line.get_xdata() for line in axis.get_lines()}
+    pyplot.close(figure)
+    assert {label: list(x) for label, x in lines.items() if label in "pe"} == {
+        "p": [1, 2],
+        "e": [1, 2],
+    }
+
+
+def test_the_likelihood_is_counted_once(tmp_path: Path) -> None:
+    run = runs.stage2(tmp_path)
+    settings = {"protocol": runs.protocol_settings("emoji-1k"), "steps": [4, 8]}
+    assert compare.jobs_of(run, settings) == [(run, {"knobs": {}})]  # one token after the other
+    flow = runs.continuous(tmp_path / "flow")
+    assert compare.jobs_of(flow, settings) == [
+        (flow, {"knobs": {"steps": 4}}),
+        (flow, {"knobs": {"steps": 8}, "validation_images": 0}),
+    ]
+
+
+def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every command of demo=true passes the checks of its own entry point; trained runs stay."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
+        settings = build.plain(hydra.compose("compare", [f"demo_root={tmp_path}", "demo_jobs=1"]))
+    commands: list[list[str]] = []
+    trained: dict[str, Path] = {}
+
+    def run(command: list[Any], variables: dict[str, str]) -> None:
+        commands.append([str(word) for word in command])
+        name = next(word for word in commands[-1] if word.startswith("run.name=")).split("=")[1]
+        trained[name] = tmp_path / name
+
+    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(compare, "minutes_of", lambda model: 16.0)
+    monkeypatch.setattr(
+        compare.runs, "newest_first", lambda root, stage, name: iter([trained.get(name)])
+    )
+    made = compare.train_demo(settings)
+    assert [path.name for path in made[:3]] == ["kl", "var", "vqgan"] and len(made) == 9
+    families = {path.name.split("-")[0] for path in made[3:]}
+    assert families == {"llamagen", "var", "absorbing", "flow", "diffusion"}
+    for program, *words in commands:
+        stage = Path(program).stem
+        cli.check_overrides(stage.removeprefix("train_"), stage, words)
+        GlobalHydra.instance().clear()
+    again = len(commands)
+    trained |= {path.name: path for path in made}
+    assert compare.train_demo(settings) == made and len(commands) == again
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:

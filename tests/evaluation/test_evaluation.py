@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tests import tiny
 from tests.evaluation import runs
 from vqgen import build, cli
-from vqgen.evaluation import generator, sets
+from vqgen.evaluation import generator, likelihood, sets
 from vqgen.evaluation.protocol import Protocol
 from vqgen.evaluation.run import Evaluated, Evaluation
 from vqgen.evaluation.subject import Subject
@@ -129,6 +131,57 @@ def test_a_tokenizer(root: Path, network: Features, first: Evaluated) -> None:
     assert card.numbers["bits per token (uniform prior)"].value == 5
 
 
+@pytest.mark.parametrize("latents", ["mean", "sample"])
+def test_continuous_latents_repeat_too(tmp_path: Path, network: Features, latents: str) -> None:
+    """At another batch size, and where the tokenizer's own latents are random; both terms of the
+    full bound are there and their sum is."""
+    run = runs.continuous(tmp_path, latents=latents)
+    small = runs.protocol(knobs={"steps": 2})
+    one = evaluate(tmp_path, network, small, 5, model=run).card
+    other = evaluate(tmp_path, network, small, 64, model=run).card
+    assert one.as_dict()["numbers"] == other.as_dict()["numbers"]
+    values = {name.split(" (")[0]: number.value for name, number in one.numbers.items()}
+    parts = [values[f"{name} term, bits per dimension"] for name in ("rate", "decoder")]
+    assert sum(parts) == pytest.approx(values["full bound, bits per dimension"])
+    assert one.details["sampler"]["steps"] == 2 and "solver" in one.details["sampler"]
+
+
+def test_the_rate_of_continuous_latents_is_a_divergence(tmp_path: Path) -> None:
+    """With q = N(m, s^2) and a prior p = N(0, 1), E_q[-log p] - H(q) is KL(q || p), in closed
+    form. One draw per number, and 96 numbers whose entropies alone are about 200 bits."""
+
+    class Normal:
+        likelihood, num_classes = "exact", 0
+
+        def bits(self, latents: Tensor, condition: Any) -> Tensor:
+            nats = 0.5 * (latents.double().square() + math.log(2 * math.pi))
+            return nats.flatten(1).sum(1) / math.log(2)
+
+    class Given:
+        tokenizer, prior, has_prior = tiny.kl(), Normal(), True
+        device = torch.device("cpu")
+
+    given, pipeline = tiny.images(256), cast(Any, Given())
+    images = sets.Images(given, None, "", "")
+    with torch.no_grad():
+        mean, deviation = Given.tokenizer.posterior(2 * (given.float() / 255) - 1)
+        assert deviation is not None
+        _, bits = likelihood.latent_bits(pipeline, images)
+        assert bits is not None
+        bound = likelihood.full_bound(pipeline, bits, images, images)
+    assert bound is not None
+    nats = (mean.square() + deviation.square() - 1) / 2 - deviation.log()
+    expected = nats.flatten(1).sum(1).mean().item() / math.log(2)
+    noise = bound.rate.std().item() / 256**0.5
+    assert noise < 1 and bound.rate.mean().item() == pytest.approx(expected, abs=4 * noise)
+
+
+def test_a_tokenizer_needs_validation_images(root: Path, network: Features) -> None:
+    model = root / "stage1" / "20260101_000000_tiny"
+    with pytest.raises(ValueError, match=r"type protocol.validation_images=null$"):
+        evaluate(root, network, runs.protocol(validation_images=0), model=model)
+
+
 def test_an_unconditional_model(tmp_path: Path, network: Features) -> None:
     run = runs.stage2(tmp_path, classes=0)
     evaluated = evaluate(tmp_path, network, runs.protocol(), model=run)
@@ -212,6 +265,15 @@ def test_refused_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "float.npz", arr_0=np.zeros((2, 4, 4, 3)))
     with pytest.raises(ValueError, match=r"got float64 \[2, 4, 4, 3\]"):
         sets.read(tmp_path / "float.npz")
+    whole = runs.npz(tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "bent.npz").write_bytes(whole[:600] + b"x" * 40 + whole[640:])
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("cut.npz", "bent.npz", "array.npy"):
+        with pytest.raises(ValueError, match="no readable npz"):
+            sets.read(tmp_path / name)
+    with pytest.raises(ValueError, match=r"one class per image, \[9\], got \[8\]"):
+        sets.read(runs.npz(tmp_path / "labels.npz", arr_1=np.zeros(8)))
     (tmp_path / "mixed").mkdir()
     for side in (8, 9):
         Image.new("RGB", (side, 8)).save(tmp_path / "mixed" / f"{side}.png")

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ CORNERS = {
     "speed": ("seconds per image", False),
     "likelihood": ("bits per dimension", False),
 }
+FULL_BOUND = ("full bound, bits per dimension", False)  # the ruler where tokenizers differ
 COLUMNS = (
     *("FD", "KID", "precision", "recall", "density", "coverage"),
-    *("seconds per image", "function evaluations per image", "bits per dimension"),
+    *("seconds per image", "function evaluations per image"),
+    *("bits per dimension", "full bound, bits per dimension"),
     *("training minutes", "parameters", "peak memory"),
 )
 
@@ -40,13 +42,20 @@ COLUMNS = (
 class Row:
     """One run at one setting: its family, and its numbers by plain name."""
 
-    name: str
+    run: str  # what people call it
+    path: str
     family: str
+    tokenizer: str  # its fingerprint
     steps: int | None  # of the sampler, where it was set
     numbers: dict[str, float]
     likelihood: str  # exact, bound, estimate
     n: int  # samples
     ceiling: bool  # a tokenizer's reconstructions, what no prior over it can beat
+
+    @property
+    def name(self) -> str:
+        """The run, and the steps where they were set."""
+        return self.run + (f", {self.steps} steps" if self.steps else "")
 
 
 def row_of(card: dict[str, Any], minutes: float | None) -> Row:
@@ -63,11 +72,31 @@ def row_of(card: dict[str, Any], minutes: float | None) -> Row:
         numbers["training minutes"] = minutes
     steps = protocol["knobs"].get("steps")
     family = "tokenizer" if ceiling else model["family"]
-    run = Path(model["path"]).name.split("_", 2)[-1]
-    named = run if run.startswith(family) else f"{family} ({run})"
-    name = named + (f", {steps} steps" if steps else "")
+    path, tokenizer = model["path"], str(model.get("tokenizer_fingerprint"))
+    run = Path(path).name.split("_", 2)[-1]
+    run = run if run.startswith(family) else f"{family} ({run})"
     kind = model.get("likelihood", "uniform prior")
-    return Row(name, family, steps, numbers, kind, protocol["samples"], ceiling)
+    n = protocol["samples"]
+    return Row(run, path, family, tokenizer, steps, numbers, kind, n, ceiling)
+
+
+def with_likelihoods(rows: list[Row]) -> list[Row]:
+    """The same rows; where a run was measured at several step counts, all have the code lengths
+    that one of them counted: they do not depend on the sampler."""
+    known: dict[str, dict[str, float]] = {}
+    for row in rows:
+        bits = {name: value for name, value in row.numbers.items() if "bits per" in name}
+        known[row.path] = {**bits, **known.get(row.path, {})}
+    return [replace(row, numbers={**known[row.path], **row.numbers}) for row in rows]
+
+
+def told_apart(rows: list[Row]) -> list[Row]:
+    """The same rows; runs that share a name get their folder behind it."""
+    folders = {run: {row.path for row in rows if row.run == run} for run in {r.run for r in rows}}
+    return [
+        replace(row, run=f"{row.run}, {row.path}") if len(folders[row.run]) > 1 else row
+        for row in rows
+    ]
 
 
 def plain_name(name: str) -> str:
@@ -77,10 +106,17 @@ def plain_name(name: str) -> str:
     return "FD" if short == "FID" else short
 
 
+def corners(rows: list[Row]) -> dict[str, tuple[str, bool]]:
+    """CORNERS, with the full bound as the ruler of likelihood if the priors' tokenizers differ:
+    bits of latents compare over the same latents only."""
+    tokenizers = {row.tokenizer for row in rows if not row.ceiling}
+    return {**CORNERS, "likelihood": FULL_BOUND} if len(tokenizers) > 1 else CORNERS
+
+
 def ranks(rows: list[Row]) -> dict[str, dict[str, int]]:
     """Row name -> corner -> rank among the priors, 1 is best; equal numbers share a rank."""
     found: dict[str, dict[str, int]] = {row.name: {} for row in rows}
-    for corner, (name, larger) in CORNERS.items():
+    for corner, (name, larger) in corners(rows).items():
         having = [row for row in rows if name in row.numbers and not row.ceiling]
         for row in having:
             value = row.numbers[name]
@@ -101,8 +137,8 @@ def markdown(rows: list[Row]) -> str:
         f"Samples: {', '.join(f'{n:,}' for n in counts)}. A distance at few samples is larger than "
         "at many: compare within this table only. Tokenizer rows are reconstructions of training "
         "images, the ceiling of every prior over them. Bits per dimension are of the latents: "
-        "they compare priors over the same tokenizer; where tokenizers differ, see the full bound "
-        "in the cards.",
+        "they compare priors over the same tokenizer; where tokenizers differ, the full bound "
+        "ranks (its two terms are in the cards).",
         "",
         "## The trilemma: the lecture's tick, then the rank measured here",
         "",
@@ -115,7 +151,7 @@ def markdown(rows: list[Row]) -> str:
         cells = [f"{ticks.get(c, '')} {_rank(ranked[row.name].get(c))}".strip() for c in CORNERS]
         body.append((row.name, *cells, row.likelihood, RULES.get(row.family, "")))
     lines += table(body, ("prior", *CORNERS, "the number is", "rule of thumb"))
-    ruler = ", ".join(f"{corner} by {name}" for corner, (name, _) in CORNERS.items())
+    ruler = ", ".join(f"{corner} by {name}" for corner, (name, _) in corners(rows).items())
     return "\n".join([*lines, "", f"Ranks of {len(priors)}, 1 is best: {ruler}.", ""])
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from vqgen.evaluation.sets import Images, digest
 from vqgen.metrics.estimate import mean
 from vqgen.metrics.features import CHUNK
 from vqgen.metrics.manifold import nearest
-from vqgen.pipeline import Pipeline
+from vqgen.pipeline import Pipeline, checked_knobs
 from vqgen.training.callbacks import peak_memory_gib
 
 COPY_QUANTILE = 0.01  # nearer to training than this share of held-out images: may be a copy
@@ -36,9 +36,7 @@ def sample(
 
     `batch` changes the speed only: latents are decoded in passes of a fixed size."""
     labels = labels_of(protocol, pipeline.prior.num_classes, train_labels)
-    # the protocol alone decides: a published model's own knobs are those of its demo
-    knobs = {knob.name: knob.default for knob in fields(pipeline.prior.Knobs)} | protocol.knobs
-    options: dict[str, Any] = {"guidance": protocol.guidance, **knobs}
+    options: dict[str, Any] = {"guidance": protocol.guidance, **knobs_of(pipeline, protocol)}
     evaluations = evaluations_of(pipeline, labels, options)
     seeds = [protocol.seed + i for i in range(protocol.samples)]
     started = time.perf_counter()
@@ -55,6 +53,12 @@ def sample(
     }
     kept = None if labels is None else torch.tensor(labels)
     return Images(images, kept, "samples", digest(images)), costs
+
+
+def knobs_of(pipeline: Pipeline, protocol: Protocol) -> dict[str, Any]:
+    """Every knob of the sampler: the protocol's, else the family's default. A published model's
+    own are those of its demo, and do not count."""
+    return asdict(checked_knobs(pipeline.prior, protocol.knobs))
 
 
 def labels_of(protocol: Protocol, classes: int, train_labels: Tensor | None) -> list[int] | None:

@@ -35,17 +35,17 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
 
 
 def _front(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
-    """Distance against seconds per image; a family's step counts are joined, the front dashed."""
-    families: dict[str, list[Row]] = defaultdict(list)
+    """Distance against seconds per image; a run's step counts are joined, the front dashed."""
+    runs: dict[str, list[Row]] = defaultdict(list)
     for row in priors:
         if {"FD", "seconds per image"} <= row.numbers.keys():
-            families[row.family].append(row)
+            runs[row.run].append(row)
     points = []
-    for family, members in families.items():
+    for run, members in runs.items():
         members = sorted(members, key=lambda row: row.numbers["seconds per image"])
         x = [row.numbers["seconds per image"] for row in members]
         y = [row.numbers["FD"] for row in members]
-        axis.plot(x, y, marker="o", label=family)
+        axis.plot(x, y, marker="o", label=run)
         for row, place in zip(members, zip(x, y, strict=True), strict=True):
             if row.steps:
                 axis.annotate(str(row.steps), place, textcoords="offset points", xytext=(4, 4))

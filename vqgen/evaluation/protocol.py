@@ -67,6 +67,12 @@ class Protocol:
         return asdict(self)
 
 
+def chosen(settings: dict[str, Any]) -> dict[str, Any]:
+    """The protocol of a composed config, with the features= and weights= typed beside it."""
+    beside = {name: settings[name] for name in ("features", "weights")}
+    return {**settings["protocol"], **{k: value for k, value in beside.items() if value}}
+
+
 def titled(name: str, n: int) -> str:
     """FD-x -> FD-x@2000: under 10,000 images the number's own name says so."""
     return name if n >= TRUSTED else f"{name}@{n}"

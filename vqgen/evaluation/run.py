@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vqgen import checkpoint, pictures
-from vqgen.contracts import OnStep, TokenSpec
+from vqgen.contracts import OnStep
 from vqgen.evaluation import generator, likelihood, quality, reconstruction, sets
 from vqgen.evaluation.card import Card
 from vqgen.evaluation.protocol import Protocol
@@ -91,6 +91,7 @@ class Evaluation:
                 pipeline, protocol, labels, batch=self.batch, on_step=self.on_step
             )
         self.card.costs |= costs
+        self.card.details["sampler"] = generator.knobs_of(pipeline, protocol)
         self.pictures["samples"] = pictures.grid(samples.images[:64], 8)
         return samples
 
@@ -123,20 +124,22 @@ class Evaluation:
             card.left_out["likelihood"] = "no validation images: protocol.validation_images=0, or "
             card.left_out["likelihood"] += "no data=NAME beside an export"
             return
-        held_out, from_decoder = subject.held_out(), None
+        held_out = subject.held_out()
         with self._timed("likelihood"):
-            if isinstance(pipeline.tokenizer.spec, TokenSpec):
-                n = min(likelihood.FITTED_ON, len(subject.data.train))
-                train = subject.split("train", n, self.protocol.seed)
-                from_decoder, width = likelihood.decoder_bits(pipeline, train, held_out)
-                card.details["decoder_likelihood"] = (
-                    f"discrete Laplace of {width:.3g} gray levels, fitted on {n} training images"
-                )
-            else:
-                card.left_out["full bound"] = "the entropy of q(z | x) is not in the contract"
             kind, bits = likelihood.latent_bits(pipeline, held_out)
-        if bits is not None:
-            card.numbers |= likelihood.numbers(bits, kind, from_decoder, pipeline)
+            if bits is None:
+                card.left_out["likelihood"] = "continuous latents have one with a prior only"
+                return
+            n = min(likelihood.FITTED_ON, len(subject.data.train))
+            train = subject.split("train", n, self.protocol.seed)
+            bound = likelihood.full_bound(pipeline, bits, train, held_out)
+        if bound is None:
+            card.left_out["full bound"] = "the latents are continuous and no posterior spreads them"
+        else:
+            card.details["decoder_likelihood"] = (
+                f"discrete Laplace of {bound.width:.3g} gray levels, fitted on {n} training images"
+            )
+        card.numbers |= likelihood.numbers(bits, kind, bound, pipeline)
 
     def _distances(self, samples: Images) -> None:
         subject, reference = self.subject, self.subject.reference

@@ -1,6 +1,8 @@
 """Sets of images that are compared: a split of the data, an ADM-style npz, a folder of pictures."""
 
 import hashlib
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,7 @@ def read(path: str | Path, sha256: str | None = None) -> Images:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, Any] = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no readable npz file ({error})") from error
     pixels = arrays.get("arr_0")
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
@@ -84,6 +86,11 @@ def read(path: str | Path, sha256: str | None = None) -> Images:
         )
     images = rearrange(torch.from_numpy(pixels), "n h w c -> n c h w")
     labels = torch.from_numpy(arrays["arr_1"]).long() if "arr_1" in arrays else None
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"wanted arr_1 in {path} as one class per image, [{len(images)}], got "
+            f"{list(labels.shape)}"
+        )
     moments = {
         name: Moments(*(torch.from_numpy(arrays[key]).double() for key in keys))
         for name, keys in {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}.items()

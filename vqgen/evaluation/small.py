@@ -9,7 +9,7 @@ from torch import Tensor
 from vqgen import pictures
 from vqgen.contracts import Prior, Tokenizer
 from vqgen.data.images import ImageData
-from vqgen.evaluation import sets
+from vqgen.evaluation import likelihood, sets
 from vqgen.evaluation.quality import Extractor
 from vqgen.metrics import features
 from vqgen.metrics.distances import Moments, frechet
@@ -34,12 +34,8 @@ class SmallDistance:
     def of_tokenizer(self, tokenizer: Tokenizer) -> tuple[str, float]:
         """-> ("val/rfd_<features>_n<images>", the distance)."""
         originals = sets.of_split(self.data, "val", min(self.samples, len(self.data.val)))
-        device = next(tokenizer.parameters()).device
-        made = []
-        for part in originals.images.split(CHUNK):
-            images = 2 * (part.to(device).float() / 255) - 1
-            made.append(pictures.to_uint8(tokenizer.decode(tokenizer.encode(images))).cpu())
-        return self._distance("rfd", torch.cat(made), originals)
+        made = pictures.to_uint8(likelihood.decoded(Pipeline(tokenizer), originals))
+        return self._distance("rfd", made, originals)
 
     def of_prior(
         self, prior: Prior, *, tokenizer: Tokenizer, guidance: float | str

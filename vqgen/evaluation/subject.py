@@ -101,6 +101,11 @@ class Subject:
                     f"{name} than that, got {n}; type a larger number of images or a smaller "
                     "protocol.neighbors="
                 )
+        if not self.has_prior and self.given is None and protocol.validation_images == 0:
+            raise ValueError(
+                "a tokenizer is measured on validation images, got protocol.validation_images=0; "
+                "type protocol.validation_images=null"
+            )
         if self.given is not None:
             quality.check_sizes(self.given.images, reference.images, reference.source)
         if self.pipeline is not None:

@@ -70,6 +70,9 @@ class Autoencoder(Tokenizer):
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.bottleneck.moments(self.hidden(images))
 
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.bottleneck.posterior(self.hidden(images))
+
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(self.bottleneck.embed(latents, self.latent_size)))
 

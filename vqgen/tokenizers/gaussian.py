@@ -80,10 +80,14 @@ class GaussianBottleneck(Bottleneck):
         return mean if deviation is None else mean + deviation * torch.randn_like(mean)
 
     def moments(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        mean, deviation = self.posterior(hidden)
+        return mean, deviation if self.draws else None
+
+    def posterior(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             mean, log_variance = posterior(hidden)
             deviation = (log_variance / 2).exp() / self.scaling.deviation[:, None, None]
-            return self.scaling(mean), deviation if self.draws else None
+            return self.scaling(mean), deviation
 
     def embed(self, latents: Tensor, size: Size) -> Tensor:
         wanted = (self.out_channels, *size)
