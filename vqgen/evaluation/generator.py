@@ -69,7 +69,7 @@ def labels_of(protocol: Protocol, classes: int, train_labels: Tensor | None) -> 
         return None
     n = protocol.samples
     if protocol.classes == "balanced":
-        per_class = protocol.per_class or n // classes
+        per_class = protocol.per_class or max(1, n // classes)
         if per_class * classes != n:
             raise ValueError(
                 f"protocol {protocol.name} wants {n} images, {per_class} per class, but the model "
