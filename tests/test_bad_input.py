@@ -322,7 +322,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             "tokenizer.bottleneck.codebook.dim=0": "codebook.dim as a whole number of at least 1",
             "tokenizer.bottleneck.codebook.ema_decay=2": "codebook.ema_decay as a number from 0",
             "trainer.precision=16-mixed": "wanted trainer.precision as auto, 32-true or bf16-mixed",
-            "trainer.devices=0": "trainer.devices=auto",
+            "trainer.devices=0": "wanted trainer.devices as a number or auto",
             "+trainer.acelerator=gpu": "lightning.Trainer has no argument trainer.acelerator",
             "+data.siez=3": "there is no setting 'data.siez'; did you mean data.size?",
             "+train.lrr=1": "there is no setting 'train.lrr'; did you mean train.lr?",
@@ -510,7 +510,11 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             ("train_stage1", ["data=cache", "data.root=c"], "stage 1 needs images"),
             ("train_stage1", ["trainer.strategy=dpp"], "trainer=ddp or trainer=fsdp"),
             ("train_stage1", ["trainer.devices=[0,1]"], "CUDA_VISIBLE_DEVICES=0,1"),
-            ("train_stage1", ["train.save_every=0"], "type train.save_every=1000"),
+            (
+                "train_stage1",
+                ["train.save_every=0"],
+                "wanted train.save_every as a number of at least 1",
+            ),
             ("train_stage2", ["data.size=64"], "type data.size=[16,24]"),
             ("train_stage2", ["init=nowhere"], "which does not exist"),
         )

@@ -40,7 +40,9 @@ ALLOWED = {
     },
     "features": {"contracts", "build", "checkpoint"},
     "finetune": {"contracts", "build", "checkpoint"},
-    "fitting": {"build", "contracts", "data", "features", "finetune", "pipeline", "runs"},
+    "fitting": {
+        *("build", "checkpoint", "contracts", "data", "features", "finetune", "pipeline", "runs")
+    },
     "preview": {"contracts", "pictures", "pipeline", "sampling"},
     "importing": {"contracts", "build", "checkpoint", "nn"},
     "text": {"contracts", "checkpoint"},
