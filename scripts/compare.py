@@ -58,7 +58,9 @@ def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str,
     loaded = pipeline.load(model)
     knobs = settings["protocol"]["knobs"] or {}
     if loaded.has_prior and "steps" in loaded.prior.Knobs.__dataclass_fields__:
-        many = [{"knobs": {**knobs, "steps": steps}} for steps in settings["steps"]]
+        many: list[dict[str, Any]] = [
+            {"knobs": {**knobs, "steps": steps}} for steps in settings["steps"]
+        ]
         many[1:] = [{**changes, "validation_images": 0} for changes in many[1:]]
         return [(model, changes) for changes in many or [{"knobs": knobs}]]
     return [(model, {"knobs": knobs})]
