@@ -159,11 +159,13 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_command_compares_two_runs(tmp_path: Path) -> None:
+def test_one_command_compares_runs(tmp_path: Path) -> None:
     prior, tokenizer = runs.stage2(tmp_path), tmp_path / "stage1" / "20260101_000000_tiny"
+    flow = runs.continuous(tmp_path / "continuous")
     words = ["protocol.samples=12", "protocol.neighbors=2", "protocol.perceptual=null"]
-    words += [f"out={tmp_path / 'out'}", f"cache={tmp_path / 'cache'}", "steps=[4]"]
-    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), str(prior), str(tokenizer)]
+    words += [f"out={tmp_path / 'out'}", f"cache={tmp_path / 'cache'}", "steps=[2,4]"]
+    command = [sys.executable, str(ROOT / "scripts" / "compare.py")]
+    command += [str(prior), str(tokenizer), str(flow)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for printed in ("", "reusing"):
         done = subprocess.run(
@@ -174,4 +176,7 @@ def test_one_command_compares_two_runs(tmp_path: Path) -> None:
     card = json.loads((prior / "evaluation" / "emoji-2k" / "card.json").read_text())
     table = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
     assert float(table[0]["FD"]) == card["numbers"]["FD-efficientnet_lite0@12"]["value"]
-    assert table[1]["family"] == "tokenizer" and (tmp_path / "out" / "front.png").is_file()
+    assert table[1]["family"] == "tokenizer"
+    assert [line["run"] for line in table[2:]] == ["flow, 2 steps", "flow, 4 steps"]
+    assert len({line["full bound, bits per dimension"] for line in table[2:]}) == 1
+    assert (tmp_path / "out" / "front.png").is_file()
