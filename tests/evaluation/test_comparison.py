@@ -105,6 +105,18 @@ def test_a_front_joins_the_steps_of_a_run_and_of_no_other() -> None:
     }
 
 
+def test_the_worst_in_all_is_small_where_the_best_in_all_is_large() -> None:
+    """Both are in the middle of the triangle."""
+    best, worst = row("var", 1, 0.9, 0.1), row("flow", 9, 0.1, 9)
+    figure, axis = pyplot.subplots()
+    plots._triangle(axis, [best, worst], [])
+    large, small = axis.collections
+    pyplot.close(figure)
+    places = [part.get_offsets()[0].tolist() for part in (large, small)]
+    assert places[0] == pytest.approx(places[1])
+    assert large.get_sizes()[0] > 10 * small.get_sizes()[0]
+
+
 def test_the_likelihood_is_counted_once(tmp_path: Path) -> None:
     run = runs.stage2(tmp_path)
     settings = {"protocol": runs.protocol_settings("emoji-1k"), "steps": [4, 8]}

@@ -14,6 +14,7 @@ from vqgen.evaluation.comparison import CORNERS, Row
 
 PLACES = {"quality": (0.5, 0.866), "speed": (0.0, 0.0), "coverage": (1.0, 0.0)}
 FORMATS = ("png", "pdf")
+DOT = 60  # square points per unit of score
 
 
 def draw(rows: list[Row], out: Path) -> list[Path]:
@@ -71,7 +72,8 @@ def _front(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
 
 
 def _triangle(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
-    """Each prior between the corners it is best at: weights are scores from 0 (worst) to 1."""
+    """Each prior between the corners it is best at: weights are scores from 0 (worst) to 1. Where
+    all three are alike it is in the middle, so the size of the dot says how high they are."""
     axis.fill(*zip(*PLACES.values(), strict=True), fill=False, edgecolor="gray")
     for corner, (x, y) in PLACES.items():
         axis.annotate(corner, (x, y), ha="center", va="bottom" if y else "top", fontsize=11)
@@ -79,9 +81,15 @@ def _triangle(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
     for row in priors:
         weights = np.array([scores[corner][row.name] for corner in PLACES]) + 0.05
         place = weights @ np.array(list(PLACES.values())) / weights.sum()
-        axis.plot(*place, marker="o")
-        axis.annotate(row.name, place, textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axis.set_title("The trilemma as measured: nearer to a corner is better at it, among these")
+        axis.scatter(*place, s=DOT * weights.sum(), label=row.name, alpha=0.8)
+    if priors:  # dots of one size: theirs say something else
+        for handle in axis.legend(fontsize=8, loc="upper left", frameon=False).legend_handles:
+            handle.set_sizes([DOT])  # type: ignore[union-attr]
+    axis.set_title(
+        "The trilemma as measured: a dot nearer to a corner is better at it\n"
+        "than at the others, a larger one is better in all, among these",
+        fontsize=10,
+    )
     axis.set_aspect("equal")
     axis.axis("off")
 
