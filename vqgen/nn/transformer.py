@@ -6,6 +6,7 @@ from torchvision.ops import StochasticDepth
 
 from vqgen.nn.attention import Attention
 from vqgen.nn.cache import LayerCache
+from vqgen.nn.linear import Linear
 from vqgen.nn.norm import RMSNorm
 
 
@@ -65,8 +66,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, *, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width] -> the same shape."""

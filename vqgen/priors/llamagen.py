@@ -20,6 +20,7 @@ from vqgen.contracts import (
     TokenSpec,
 )
 from vqgen.nn.cache import KVCache
+from vqgen.nn.linear import Linear
 from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import Block, swiglu_width
@@ -97,7 +98,7 @@ class LlamaGen(Prior):
             for layer in range(depth)
         )
         self.norm = RMSNorm(width, eps=norm_eps)
-        self.head = nn.Linear(width, spec.vocab_size, bias=False)
+        self.head = Linear(width, spec.vocab_size)
         image = rotary_table(
             grid_positions(*spec.scales[0]), head_width=width // heads, base=rope_base
         )
