@@ -47,14 +47,14 @@ def pairs(inputs: Tensor, outputs: Tensor, columns: int = 8) -> np.ndarray:
 def sheet(
     images: Tensor, labels: Sequence[int] | None, class_names: Sequence[str], columns: int = 8
 ) -> np.ndarray:
-    """A sample sheet: one block of rows per class, its name to the left; without labels a plain
-    grid.
+    """A sample sheet: one block of rows per class, in the order of their first images, its name to
+    the left; without labels a plain grid.
 
     images uint8 [n, 3, H, W]; labels one integer per image. Returns uint8 [height, width, 3]."""
     if labels is None:
         return grid(images, columns)
     blocks, names = [], []
-    for label in sorted(set(labels)):
+    for label in dict.fromkeys(labels):
         chosen = torch.tensor([i for i, other in enumerate(labels) if other == label])
         blocks.append(grid(images[chosen], columns))
         name = class_names[label] if label < len(class_names) else f"class {label}"

@@ -274,6 +274,14 @@ def test_refused_files(tmp_path: Path) -> None:
             sets.read(tmp_path / name)
     with pytest.raises(ValueError, match=r"one class per image, \[9\], got \[8\]"):
         sets.read(runs.npz(tmp_path / "labels.npz", arr_1=np.zeros(8)))
+    for name, classes in (("minus", [-1, 0]), ("half", [0.7, 1.0])):
+        np.savez(tmp_path / name, arr_0=np.zeros((2, 4, 4, 3), np.uint8), arr_1=classes)
+        with pytest.raises(ValueError, match=r"arr_1 in .* as classes from 0, whole numbers, got"):
+            sets.read(tmp_path / f"{name}.npz")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "0.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        sets.read(tmp_path / "text")
     (tmp_path / "mixed").mkdir()
     for side in (8, 9):
         Image.new("RGB", (side, 8)).save(tmp_path / "mixed" / f"{side}.png")

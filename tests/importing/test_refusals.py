@@ -164,6 +164,12 @@ def test_a_tokenizer_alone_of_another_size(made, refused: Refused) -> None:
     assert "wanted --size 16, since" in said
 
 
+def test_weights_that_are_whole_numbers(made, refused: Refused, tmp_path: Path) -> None:
+    ints = tmp_path / "ints.safetensors"
+    save_file({name: v.long() for name, v in load_file(made[LLAMAGEN][0]).items()}, ints)
+    assert "wanted weights as floating-point numbers, got " in refused(ints)
+
+
 def test_a_pair_that_does_not_fit_is_told_so_before_settings_are_asked_for(
     made, refused: Refused, run, tmp_path: Path
 ) -> None:

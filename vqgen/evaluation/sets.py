@@ -85,12 +85,7 @@ def read(path: str | Path, sha256: str | None = None) -> Images:
             f"wanted arr_0 in {path} as uint8 [n, H, W, 3] (the ADM layout), got {got}"
         )
     images = rearrange(torch.from_numpy(pixels), "n h w c -> n c h w")
-    labels = torch.from_numpy(arrays["arr_1"]).long() if "arr_1" in arrays else None
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"wanted arr_1 in {path} as one class per image, [{len(images)}], got "
-            f"{list(labels.shape)}"
-        )
+    labels = _labels(path, arrays["arr_1"], len(images)) if "arr_1" in arrays else None
     moments = {
         name: Moments(*(torch.from_numpy(arrays[key]).double() for key in keys))
         for name, keys in {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}.items()
@@ -117,7 +112,7 @@ def _read_folder(folder: Path) -> Images:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not files:
         raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}): nothing to evaluate")
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in files]
+    pictures = [_read_picture(path) for path in files]
     sizes = {picture.shape[:2] for picture in pictures}
     if len(sizes) > 1:
         raise ValueError(
@@ -125,3 +120,26 @@ def _read_folder(folder: Path) -> Images:
         )
     images = rearrange(torch.from_numpy(np.stack(pictures)), "n h w c -> n c h w").contiguous()
     return Images(images, None, str(folder), digest(images))
+
+
+def _labels(path: Path, classes: np.ndarray, count: int) -> Tensor:
+    if classes.shape != (count,):
+        raise ValueError(
+            f"wanted arr_1 in {path} as one class per image, [{count}], got {list(classes.shape)}"
+        )
+    if not np.issubdtype(classes.dtype, np.integer) or (classes.size and classes.min() < 0):
+        raise ValueError(
+            f"wanted arr_1 in {path} as classes from 0, whole numbers, got {classes.dtype}"
+            + (f" from {classes.min()}" if classes.size else "")
+        )
+    return torch.from_numpy(classes.astype(np.int64))
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"wanted pictures alone under samples=, but {path} cannot be read ({error}); "
+            "take it out of the folder"
+        ) from error

@@ -149,7 +149,14 @@ class Match:
         )
         if wrong:
             raise ValueError(f"{wrong}\nIt is not the {self.family.name} that its sizes describe")
-        ours = layout.to_ours(self.links, theirs, self.shapes) | self.own
+        ours = layout.to_ours(self.links, theirs, self.shapes)
+        for name, tensor in ours.items():
+            if not tensor.is_floating_point():
+                raise ValueError(
+                    f"{source} is damaged: wanted weights as floating-point numbers, got {name} as "
+                    f"{tensor.dtype}"
+                )
+        ours |= self.own
         return {name: _checked(name, tensor, source) for name, tensor in ours.items()}
 
     def left_out(self, theirs: Mapping[str, Tensor]) -> dict[str, str]:
