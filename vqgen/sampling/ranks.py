@@ -22,6 +22,7 @@ def joined() -> Iterator[bool]:
     dist.init_process_group("gloo")  # what is exchanged are finished images, on the CPU
     try:
         yield dist.get_rank() == 0
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
