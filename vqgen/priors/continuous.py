@@ -202,16 +202,6 @@ def check_features(spec: LatentSpec, family: str) -> None:
         )
 
 
-def at_least(name: str, value: int, least: int, instead: int) -> None:
-    """Raise a ValueError unless `value` is a whole number of at least `least`; `instead` is what to
-    type."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"wanted prior.{name} as a whole number of at least {least}, got {value}; "
-            f"type prior.{name}={instead}"
-        )
-
-
 def choice(name: str, value: str, options: Iterable[str], *, instead: str | None = None) -> None:
     """Raise a ValueError unless `value` is one of the options; `instead` is what to type."""
     words = list(options)

@@ -18,7 +18,8 @@ from vqgen.contracts import (
     OnStep,
     Prior,
 )
-from vqgen.priors.continuous import Denoiser, at_least, check_features, choice
+from vqgen.priors.continuous import Denoiser, check_features, choice
+from vqgen.priors.requests import check_at_least
 from vqgen.sampling.density import bound_parts
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.knobs import ContinuousKnobs
@@ -63,7 +64,7 @@ class Diffusion(Prior):
         assert isinstance(spec, FeatureSpec)
         choice("weighting", weighting, NOISE_WEIGHTS)
         choice("times", times, TRAINING_TIMES)
-        at_least("likelihood_evaluations", likelihood_evaluations, 1, 16)
+        check_at_least(1, instead=16, likelihood_evaluations=likelihood_evaluations)
         path = path or VP()
         choice("path", path.name, ("vp", "ve"), instead="path=vp, or prior=flow for path=ot")
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout

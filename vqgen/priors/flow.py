@@ -20,7 +20,8 @@ from vqgen.contracts import (
     OnStep,
     Prior,
 )
-from vqgen.priors.continuous import Denoiser, at_least, check_features, choice
+from vqgen.priors.continuous import Denoiser, check_features, choice
+from vqgen.priors.requests import check_at_least
 from vqgen.sampling.density import flow_nats, normal_nats
 from vqgen.sampling.knobs import ContinuousKnobs
 from vqgen.sampling.paths import OT, GaussianPath, Kind, fit
@@ -71,8 +72,8 @@ class Flow(Prior):
         choice("weighting", weighting, WEIGHTINGS)
         choice("times", times, TRAINING_TIMES)
         choice("pairing", pairing, PAIRINGS)
-        at_least("likelihood_steps", likelihood_steps, 0, 32)
-        at_least("likelihood_probes", likelihood_probes, 0, 1)
+        check_at_least(0, instead=32, likelihood_steps=likelihood_steps)
+        check_at_least(0, instead=1, likelihood_probes=likelihood_probes)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.weighting, self.times, self.pairing = weighting, times, pairing
         self.likelihood_steps, self.likelihood_probes = likelihood_steps, likelihood_probes

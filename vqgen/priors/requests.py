@@ -21,14 +21,14 @@ def check_single_scale(spec: LatentSpec, family: str) -> None:
         )
 
 
-def check_at_least(least: int, **settings: int) -> None:
+def check_at_least(least: int, *, instead: int | None = None, **settings: int) -> None:
     """Raise a ValueError unless each of these settings of a prior is a whole number from `least`
-    on."""
+    on; `instead` is what to type, `least` unless given."""
     for name, value in settings.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(
                 f"wanted prior.{name} as a whole number of at least {least}, got {value}; type "
-                f"prior.{name}={max(least, 0)}"
+                f"prior.{name}={least if instead is None else instead}"
             )
 
 
