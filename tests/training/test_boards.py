@@ -48,7 +48,7 @@ def test_wandb_runs_offline_and_goes_on_under_the_same_id(tmp_path: Path) -> Non
         board.close()
     assert list((tmp_path / "wandb").rglob("*trilemma*.table.json"))
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert runs and all(run.name.endswith(facts["wandb_id"]) for run in runs)
+    assert runs and all(facts["wandb_id"] in run.name for run in runs)  # -1 within one second
 
 
 def test_an_unknown_wandb_mode_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 whole."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,18 +14,26 @@ from torch import Tensor
 @contextmanager
 def joined() -> Iterator[bool]:
     """Inside, processes that torchrun started know of each other; gives whether this one is the
-    first, which prints and writes. A process that was started alone stays alone."""
+    first, which prints and writes. A process that was started alone stays alone.
+
+    The first goes on behind it, the others end there: what is left of their group's threads may
+    abort a process that Python takes down (seen with torch 2.14), and all would count as failed."""
     if not dist.is_torchelastic_launched():
         yield True
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo")  # what is exchanged are finished images, on the CPU
+    first = dist.get_rank() == 0
     try:
-        yield dist.get_rank() == 0
+        yield first
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    if not first:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def spread(sample: Callable[[slice], Tensor], total: int, *, batch: int = 1) -> Tensor:
