@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqgen.nn.linear import FEW_ROWS, LARGE, Linear, linear_in_parts, parts
+from vqgen.nn.linear import FEW_ROWS, LARGE, Linear, linear_in_parts, padded, parts
 
 
 @pytest.mark.parametrize("sizes", [(512, 512), (768, 2304), (2048, 768), (128, 4096)], ids=str)
@@ -19,7 +19,7 @@ def test_parts_give_the_same_bits(sizes: tuple[int, int], count: int) -> None:
 
 
 def test_the_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, called = Linear(512, 1024), []
+    layer, called = Linear(512, 1024, bias=False), []
 
     def watched(x, weight, count):
         called.append(count)
@@ -35,6 +35,20 @@ def test_the_layer_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert layer(few[:0]).shape == (0, 1, 1024)
     layer(few).sum().backward()  # a gradient goes through the library's own
     assert layer.weight.grad is not None and called == [2, 2]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_has_the_same_bits_among_any_others(bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = Linear(384, 1152, bias=bias).to(dtype)
+    x = torch.randn(400, 384, dtype=dtype)
+    with torch.no_grad():
+        whole = layer(x)
+        for rows in (1, 2, 3, 5, 9, 18, 25, 50, 170, 338):
+            assert torch.equal(layer(x[:rows]), whole[:rows])
+            assert torch.equal(layer(x[None, :rows]), whole[None, :rows])
+    assert [padded(rows) for rows in (0, 1, 4, 5)] == [0, 4, 4, 8]
 
 
 @pytest.mark.parametrize("rows, threads, want", [(768, 2, 2), (768, 8, 4), (100, 2, 1), (64, 2, 1)])

@@ -112,7 +112,7 @@ def test_guidance_one_is_the_conditional_model_bit_for_bit() -> None:
     seen: list[int] = []
     model.blocks[0].register_forward_hook(lambda module, x, y: seen.append(y.shape[0]))
     plain = replay(model, tokens(), asked, constant(1.0))
-    assert set(seen) == {4}  # three images and a row of padding: no second branch
+    assert set(seen) == {3}  # no second branch
     guided = replay(model, tokens(), asked, interval(5.0, 0.9, 1.0))
     assert torch.equal(guided[:, :5], plain[:, :5]) and not torch.equal(guided[:, 5], plain[:, 5])
 
@@ -121,7 +121,7 @@ def test_the_null_branch_stops_after_its_last_use() -> None:
     model, seen = make(num_classes=3), []
     model.blocks[0].register_forward_hook(lambda module, x, y: seen.append(y.shape[0]))
     replay(model, tokens(5), condition("class", 5), interval(5.0, 0.0, 0.4))
-    assert seen == [12, 12, 12, 8, 8, 8]
+    assert seen == [10, 10, 10, 5, 5, 5]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -130,13 +130,13 @@ def rows_and_lengths(schedule: Guidance) -> list[tuple[int, int]]:
 
 
 def test_one_pass_per_scale_and_no_null_branch_where_guidance_is_off() -> None:
-    """Five images are 8 rows with padding, both branches 12."""
-    assert rows_and_lengths(constant(1.0)) == [(8, 1), (8, 2), (8, 6), (8, 12)]
-    assert rows_and_lengths(constant(2.0)) == [(12, 1), (12, 2), (12, 6), (12, 12)]
+    """Five images are five rows, both branches ten."""
+    assert rows_and_lengths(constant(1.0)) == [(5, 1), (5, 2), (5, 6), (5, 12)]
+    assert rows_and_lengths(constant(2.0)) == [(10, 1), (10, 2), (10, 6), (10, 12)]
     # the first scale of a ramp is read by the null branch in the pass of the second
-    assert rows_and_lengths(linear(2.0)) == [(8, 1), (12, 3), (12, 6), (12, 12)]
-    assert rows_and_lengths(interval(2.0, 0.0, 0.4)) == [(12, 1), (12, 2), (8, 6), (8, 12)]
-    assert rows_and_lengths(interval(2.0, 0.9, 1.0)) == [(8, 1), (8, 2), (8, 6), (12, 21)]
+    assert rows_and_lengths(linear(2.0)) == [(5, 1), (10, 3), (10, 6), (10, 12)]
+    assert rows_and_lengths(interval(2.0, 0.0, 0.4)) == [(10, 1), (10, 2), (5, 6), (5, 12)]
+    assert rows_and_lengths(interval(2.0, 0.9, 1.0)) == [(5, 1), (5, 2), (5, 6), (10, 21)]
 
 
 def test_guidance_one_is_the_conditional_model_bit_for_bit() -> None:
@@ -148,7 +148,7 @@ def test_guidance_one_is_the_conditional_model_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("guidance", [constant(1.0), linear(3.0)], ids=["off", "linear"])
 @pytest.mark.parametrize(
-    ("width", "heads", "shared"), [(16, 2, False), (64, 1, True), (96, 4, False), (100, 5, True)]
+    ("width", "heads", "shared"), [(32, 2, False), (64, 1, True), (96, 4, False), (160, 5, True)]
 )
 def test_an_image_is_the_same_in_any_batch(
     width: int, heads: int, shared: bool, guidance: Guidance
@@ -187,7 +187,7 @@ def test_the_cache_has_exactly_the_needed_size_and_goes(monkeypatch: pytest.Monk
     monkeypatch.setattr(ScaleTransformer, "empty_cache", watched)
     model = make(num_classes=3)
     model.sample(condition(), model.Knobs(), linear(2.0), [0, 1, 2])
-    assert [(batch, length) for _, batch, length in made] == [(4, 1), (8, 21)]
+    assert [(batch, length) for _, batch, length in made] == [(3, 1), (6, 21)]
     assert all(cache() is None for cache, _, _ in made)
 
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqgen.nn.cache import LayerCache
-from vqgen.nn.linear import Linear
+from vqgen.nn.linear import Linear, tiled_linear
 from vqgen.nn.rope import rotate
 
 # New positions behind a cache above which the library's kernel is the better one: about twice as
@@ -52,8 +52,8 @@ class Attention(nn.Module):
         self.head_width = width // heads
         self.scale = scale or (1.0 if unit_qk else self.head_width**-0.5)
         # Rows: all query heads, then all key heads, then all value heads.
-        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width)
-        self.out = nn.Linear(width, width) if bias else Linear(width, width)
+        self.qkv = Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=False)
+        self.out = Linear(width, width, bias=bias)
         self.q_bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.v_bias = nn.Parameter(torch.zeros(kv_heads * self.head_width)) if bias else None
         self.log_scale = nn.Parameter(torch.full((heads,), math.log(4))) if unit_qk else None
@@ -76,8 +76,7 @@ class Attention(nn.Module):
                 holds; `mask` alone says what is hidden (is_causal is for whole sequences)
         """
         assert not (is_causal and cache is not None), "with a cache, causality comes as a mask"
-        bias = self._bias()
-        qkv = self.qkv(x) if bias is None else F.linear(x, self.qkv.weight, bias)
+        qkv = tiled_linear(x, self.qkv.weight, self._bias())
         qkv = qkv.unflatten(-1, (-1, self.head_width))  # [batch, length, heads, head_width]
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if rotary is not None:

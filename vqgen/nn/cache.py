@@ -9,11 +9,12 @@ from torch import Tensor
 @dataclass
 class LayerCache:
     """One layer's keys and values, [batch, heads, length, head_width] each, of which `filled`
-    places are in use."""
+    places are in use, and what it made of a condition that stays the same (`ModulatedBlock`)."""
 
     keys: Tensor
     values: Tensor
     filled: int = 0
+    modulation: Tensor | None = None  # [batch, ...]
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write [batch, heads, new, head_width] behind what is there, in place; -> views of all
@@ -25,7 +26,8 @@ class LayerCache:
 
     def first(self, batch: int) -> "LayerCache":
         """The same memory, its first `batch` sequences only."""
-        return LayerCache(self.keys[:batch], self.values[:batch], self.filled)
+        modulation = None if self.modulation is None else self.modulation[:batch]
+        return LayerCache(self.keys[:batch], self.values[:batch], self.filled, modulation)
 
 
 @dataclass

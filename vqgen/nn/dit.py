@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqgen.nn.linear import Linear
 from vqgen.nn.modulated import ModulatedBlock, ModulatedHead
 from vqgen.nn.rope import grid_positions, rotary_table
 
@@ -50,9 +51,9 @@ class DiT(nn.Module):
             )
         self.width, self.patch, self.rows = width, patch, height // patch
         numbers = channels * patch**2
-        self.embed = nn.Linear(numbers, width)
+        self.embed = Linear(numbers, width)
         self.embed_time = nn.Sequential(
-            nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+            Linear(2 * FREQUENCIES, width), nn.SiLU(), Linear(width, width)
         )
         self.blocks = nn.ModuleList(
             ModulatedBlock(

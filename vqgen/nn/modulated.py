@@ -10,6 +10,7 @@ from torchvision.ops import StochasticDepth
 
 from vqgen.nn.attention import Attention
 from vqgen.nn.cache import LayerCache
+from vqgen.nn.linear import Linear
 
 PARTS = 6  # gates, scales and shifts of attention and feed-forward
 
@@ -44,7 +45,7 @@ class ModulatedBlock(nn.Module):
             self.offset = nn.Embedding(PARTS, width)  # a table: weight decay leaves it alone
             nn.init.normal_(self.offset.weight, std=width**-0.5)
         else:
-            self.modulation = nn.Linear(condition_width, PARTS * width)
+            self.modulation = Linear(condition_width, PARTS * width)
 
     def forward(
         self,
@@ -56,17 +57,25 @@ class ModulatedBlock(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """x [batch, length, width] -> the same shape. condition [batch, condition_width], or the
-        six vectors [batch, 6, width] of all blocks; the other arguments go to `Attention`."""
-        if self.shared:
-            parts = condition + self.offset.weight
-        else:
-            parts = self.modulation(F.silu(condition)).unflatten(-1, (PARTS, self.width))
+        six vectors [batch, 6, width] of all blocks; the other arguments go to `Attention`. With a
+        cache the condition is read once: it must not change as long as the cache is in use."""
+        parts = None if cache is None else cache.modulation
+        if parts is None:
+            parts = self._six(condition)
+        if cache is not None:
+            cache.modulation = parts
         gate1, gate2, scale1, scale2, shift1, shift2 = parts[:, :, None].unbind(1)
         y = modulated_norm(x, scale1, shift1, self.norm_eps)
         y = self.attention(y, rotary=rotary, mask=mask, cache=cache)
         x = x + self.drop(y * gate1)
         y = self.ffn(modulated_norm(x, scale2, shift2, self.norm_eps))
         return x + self.drop(y * gate2)
+
+    def _six(self, condition: Tensor) -> Tensor:
+        """-> [batch, 6, width]."""
+        if self.shared:
+            return condition + self.offset.weight
+        return self.modulation(F.silu(condition)).unflatten(-1, (PARTS, self.width))
 
 
 class ModulatedHead(nn.Module):
@@ -77,12 +86,14 @@ class ModulatedHead(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_eps = norm_eps
-        self.modulation = nn.Linear(condition_width, 2 * width)
-        self.out = nn.Linear(width, out)
+        self.modulation = Linear(condition_width, 2 * width)
+        self.out = Linear(width, out)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x [batch, length, width], condition [batch, condition_width] -> [batch, length, out]."""
-        scale, shift = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
+        """x [batch, length, width], condition [batch, condition_width] -> [batch, length, out], in
+        x's precision, as half of it would make ties among thousands of logits."""
+        modulation = self.modulation(F.silu(condition))[:, None].to(x.dtype)
+        scale, shift = modulation.chunk(2, dim=-1)
         return self.out(modulated_norm(x, scale, shift, self.norm_eps))
 
 
@@ -91,8 +102,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, *, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width] -> the same shape."""
@@ -100,5 +111,7 @@ class FeedForward(nn.Module):
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """(1 + scale) LN(x) + shift over the last axis; the norm has no weights of its own."""
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+    """(1 + scale) LN(x) + shift over the last axis, computed in x's precision, in that of the
+    scale; the norm has no weights of its own."""
+    y = F.layer_norm(x, x.shape[-1:], eps=eps)
+    return (y * (1 + scale.to(y.dtype)) + shift.to(y.dtype)).to(scale.dtype)

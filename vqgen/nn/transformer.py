@@ -66,8 +66,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, *, hidden: int) -> None:
         super().__init__()
-        self.gate_up = Linear(width, 2 * hidden)
-        self.down = Linear(hidden, width)
+        self.gate_up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., width] -> the same shape."""

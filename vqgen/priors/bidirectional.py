@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgen.contracts import Condition
+from vqgen.nn.linear import Linear
 from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import Block, swiglu_width
 from vqgen.priors.conditioning import condition_tokens
-from vqgen.sampling.branches import cycled
 
 WAVES = 64  # cosines and sines that tell a noise rate
 STRETCH = 1000.0  # radians of the fastest wave over the range of the rate
@@ -74,7 +74,7 @@ class Bidirectional(nn.Module):
             for layer in range(depth)
         )
         self.norm = RMSNorm(width, eps=norm_eps)
-        self.head = nn.Linear(width, codes, bias=False)
+        self.head = Linear(width, codes, bias=False)
         image = rotary_table(grid_positions(*size), head_width=width // heads, base=rope_base)
         still = image[:1].expand(self.condition.length, -1, -1)  # place (0, 0): identity
         self.register_buffer("rotary", torch.cat((still, image)), persistent=False)
@@ -117,8 +117,7 @@ class Bidirectional(nn.Module):
             x = last(x, rotary=self.rotary, mask=mask)
             return self.head(self.norm(x[:, front.shape[1] :]))
         places = F.pad(asked, (front.shape[1], 0)).flatten().nonzero()[:, 0]
-        x = last(x, rotary=self.rotary, mask=mask, places=cycled(places))
-        return self.head(self.norm(x))[: len(places)]
+        return self.head(self.norm(last(x, rotary=self.rotary, mask=mask, places=places)))
 
     def logits(self, noisy: Tensor, rate: Tensor | None, condition: Condition) -> Tensor:
         """`forward` for a condition as it comes."""
@@ -135,8 +134,8 @@ class RateVector(nn.Module):
         super().__init__()
         powers = torch.arange(WAVES) / WAVES
         self.register_buffer("waves", STRETCH * 10000**-powers, persistent=False)
-        self.enter = nn.Linear(2 * WAVES, width)
-        self.leave = nn.Linear(width, width)
+        self.enter = Linear(2 * WAVES, width)
+        self.leave = Linear(width, width)
 
     def forward(self, rate: Tensor) -> Tensor:
         """rate [batch] -> [batch, width]."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgen.contracts import Condition
+from vqgen.nn.linear import Linear
 
 
 def condition_tokens(
@@ -85,8 +86,8 @@ class TextTokens(nn.Module):
     def __init__(self, width: int, *, text_length: int, text_dim: int) -> None:
         super().__init__()
         self.length, self.text_dim = text_length, text_dim
-        self.project_in = nn.Linear(text_dim, width, bias=False)
-        self.project_out = nn.Linear(width, width, bias=False)
+        self.project_in = Linear(text_dim, width, bias=False)
+        self.project_out = Linear(width, width, bias=False)
         # Random and never trained, as published: the layers behind it learn what it means.
         self.register_buffer("null_caption", torch.randn(text_length, text_dim) * text_dim**-0.5)
 

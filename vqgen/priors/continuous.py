@@ -134,7 +134,7 @@ class Denoiser(nn.Module):
     def _guided(
         self, branches: Branches, vectors: Tensor, step: int, x: Tensor, t: Tensor
     ) -> Tensor:
-        """Both branches in one batch, padded so that an image's bits are the same in any batch."""
+        """Both branches in one batch."""
         rows = branches.images(step, t.device)
         value = self(x[rows.to(x.device)], t.expand(len(x))[rows], vectors[: len(rows)])
         return branches.guide(value, step)

@@ -98,7 +98,7 @@ class LlamaGen(Prior):
             for layer in range(depth)
         )
         self.norm = RMSNorm(width, eps=norm_eps)
-        self.head = Linear(width, spec.vocab_size)
+        self.head = Linear(width, spec.vocab_size, bias=False)
         image = rotary_table(
             grid_positions(*spec.scales[0]), head_width=width // heads, base=rope_base
         )

@@ -24,11 +24,12 @@ from vqgen.contracts import (
     TokenSpec,
     scale_name,
 )
+from vqgen.nn.linear import padded
 from vqgen.priors.conditioning import condition_tokens
 from vqgen.priors.requests import check_at_least, check_guidance, check_request, check_shares
 from vqgen.priors.var_passes import CachedPasses
 from vqgen.priors.var_transformer import ScaleTransformer, weight_std
-from vqgen.sampling.branches import Branches, padded
+from vqgen.sampling.branches import Branches
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.logits import LogitKnobs
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqgen.contracts import Size
+from vqgen.nn.linear import Linear
 
 
 class ScaleInputs(nn.Module):
@@ -22,13 +23,14 @@ class ScaleInputs(nn.Module):
         self.lengths = [height * w for height, w in scales]
         levels = [k for k, (height, w) in enumerate(scales) for _ in range(height * w)]
         self.start = nn.Embedding(scales[0][0] * scales[0][1], width)
-        self.word = nn.Linear(channels, width)
+        self.word = Linear(channels, width)
         self.level = nn.Embedding(len(scales), width)
         self.position = nn.Embedding(len(levels), width)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
 
     def forward(self, condition: Tensor | None, maps: Sequence[Tensor], start: int) -> Tensor:
-        """-> [batch, positions, width], from position `start` on.
+        """-> [batch, positions, width], from position `start` on, in at least float32: what the
+        blocks add to must not be rounded, even if their weights are.
 
         condition  [batch, width] of the first scale; None where `start` is behind it
         maps       of the later scales, in order, the pyramid's next_input [batch, h_k w_k,
@@ -40,7 +42,7 @@ class ScaleInputs(nn.Module):
         x = torch.cat(parts, dim=1)
         stop = start + x.shape[1]
         places = self.level(self.levels[start:stop]) + self.position.weight[start:stop]
-        return x + places
+        return (x + places).to(torch.promote_types(x.dtype, torch.float32))
 
     def mask(self) -> Tensor:
         """-> Bool [length, length], True where a position (row) sees another: its own scale and all

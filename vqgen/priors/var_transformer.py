@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vqgen.contracts import Size
 from vqgen.nn.cache import KVCache
+from vqgen.nn.linear import Linear
 from vqgen.nn.modulated import PARTS, ModulatedBlock, ModulatedHead
 from vqgen.priors.var_inputs import ScaleInputs
 
@@ -39,7 +40,7 @@ class ScaleTransformer(nn.Module):
         self.heads, self.head_width = heads, width // heads
         self.inputs = ScaleInputs(scales, channels, width)
         self.modulation = (
-            nn.Sequential(nn.SiLU(), nn.Linear(width, PARTS * width), nn.Unflatten(1, (PARTS, -1)))
+            nn.Sequential(nn.SiLU(), Linear(width, PARTS * width), nn.Unflatten(1, (PARTS, -1)))
             if shared_modulation
             else nn.Identity()
         )

@@ -1,5 +1,4 @@
-"""The rows of a guided sampling batch: conditional images first, null images behind them, padding
-last."""
+"""The rows of a guided sampling batch: conditional images first, null images behind them."""
 
 from collections.abc import Sequence
 
@@ -7,11 +6,6 @@ import torch
 from torch import Tensor
 
 from vqgen.sampling.guidance import Guidance, guide
-
-# A CPU's matrix product gives a row the same bits in any batch whose size is a multiple of this
-# (measured with AVX2 and AVX-512, 1 to 16 threads; other sizes differ in the last bits), so rows
-# are padded to it.
-ROW_TILE = 4
 
 
 class Branches:
@@ -34,8 +28,8 @@ class Branches:
         self.joins = on[0] if self.guided and late else 0
 
     def rows(self, step: int) -> int:
-        """Rows of this step's batch, padding included."""
-        return padded(2 * self.batch if self.has_both(step) else self.batch)
+        """Rows of this step's batch."""
+        return 2 * self.batch if self.has_both(step) else self.batch
 
     def has_both(self, step: int) -> bool:
         """Whether the null branch runs at this step."""
@@ -48,15 +42,14 @@ class Branches:
     def stack(self, branches: Sequence[Tensor], step: int = 0) -> Tensor:
         """[conditional] or [conditional, null], each [batch, ...] -> [rows(step), ...]: the batch
         of a step."""
-        joint = torch.cat(list(branches)) if self.has_both(step) else branches[0]
-        return joint[torch.arange(self.rows(step), device=joint.device) % len(joint)]
+        return torch.cat(list(branches)) if self.has_both(step) else branches[0]
 
     def guide(self, predictions: Tensor, step: int) -> Tensor:
         """Predictions of a step's rows [rows(step), ...] -> the guided ones of the images [batch,
         ...]."""
         if not self.has_both(step):
-            return predictions[: self.batch]
-        conditional, null = predictions[: 2 * self.batch].chunk(2)
+            return predictions
+        conditional, null = predictions.chunk(2)
         return guide(conditional, null, self.scales[step])
 
     def has_guidance(self, step: int) -> bool:
@@ -68,20 +61,8 @@ class Branches:
         that ask nothing take no part, nor does the null branch where the scale is 1.
 
         asked Bool [batch, places], not all False -> (rows Long [n], image i or, of its null branch,
-        batch + i, padding last; what each asks, Bool [n, places], nothing for the padding)"""
+        batch + i; what each asks, Bool [n, places])"""
         rows = asked.any(dim=1).nonzero()[:, 0]
         if self.has_guidance(step):
             rows = torch.cat((rows, rows + self.batch))
-        count, rows = len(rows), cycled(rows)
-        real = torch.arange(len(rows), device=rows.device) < count
-        return rows, asked[rows % self.batch] & real[:, None]
-
-
-def cycled(rows: Tensor) -> Tensor:
-    """[n, ...] -> [padded(n), ...], filled up with the first ones."""
-    return rows[torch.arange(padded(len(rows)), device=rows.device) % len(rows)]
-
-
-def padded(rows: int) -> int:
-    """The next multiple of ROW_TILE."""
-    return -(-rows // ROW_TILE) * ROW_TILE
+        return rows, asked[rows % self.batch]
