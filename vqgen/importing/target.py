@@ -24,7 +24,8 @@ def check(out: Path, *names: str) -> None:
 @contextmanager
 def fresh_folder(out: Path, *names: str) -> Iterator[Path]:
     """Yield an empty folder on the same disk; at the end its files or folders `names` become
-    out/<name>, all or none. Raises ValueError if one is there already, or `out` cannot be written."""
+    out/<name>, all or none. Raises ValueError if one is there already, or `out` cannot be
+    written."""
     check(out, *names)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     temporary = out / f".{os.getpid()}.writing"
