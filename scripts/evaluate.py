@@ -23,8 +23,8 @@ def main(config: DictConfig) -> None:
     model, samples = find_model(settings), settings["samples"]
     if samples is not None and not isinstance(samples, str):
         raise ValueError(
-            f"wanted samples=FILE.npz or a folder of pictures, got {samples}; for their number type "
-            f"protocol.samples={samples}"
+            f"wanted samples=FILE.npz or a folder of pictures, got {samples}; for their number "
+            f"type protocol.samples={samples}"
         )
     device = build.device(settings["device"])
     given = None if samples is None else Path(samples)
