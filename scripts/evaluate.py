@@ -21,6 +21,11 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=32")
     protocol = Protocol(**chosen(settings))
     model, samples = find_model(settings), settings["samples"]
+    if samples is not None and not isinstance(samples, str):
+        raise ValueError(
+            f"wanted samples=FILE.npz or a folder of pictures, got {samples}; for their number "
+            f"type protocol.samples={samples}"
+        )
     device = build.device(settings["device"])
     given = None if samples is None else Path(samples)
     data = settings.get("data")

@@ -15,7 +15,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a pipeline folder, or a stage-1 run")
     parser.add_argument("--part", required=True, choices=("tokenizer", "prior"))
     kinds = ", ".join(FAMILIES)
-    parser.add_argument("--as", default=AUTO, dest="wanted", help=f"auto: as imported; {kinds}")
+    parser.add_argument(
+        "--as", default=AUTO, dest="wanted", help=f"auto: as imported, or what fits; {kinds}"
+    )
     parser.add_argument("--out", required=True, type=Path, help="FILE.pt or FILE.safetensors")
     typed = parser.parse_args()
     folder = typed.folder / "pipeline" if (typed.folder / "pipeline").is_dir() else typed.folder

@@ -5,19 +5,10 @@ import argparse
 from pathlib import Path
 
 from vqgen import cli
-from vqgen.importing import settings
+from vqgen.importing import pairs, settings
 from vqgen.importing.convert import AUTO, FAMILIES
 from vqgen.importing.family import Hints
 from vqgen.importing.folder import import_files
-
-
-def size(text: str) -> tuple[int, int]:
-    """256 or 256x384 -> (height, width)."""
-    height, _, width = text.partition("x")
-    sides = int(height), int(width or height)
-    if min(sides) < 1:
-        raise argparse.ArgumentTypeError(f"wanted pixels above 0, got {text}")
-    return sides
 
 
 def main() -> None:
@@ -25,24 +16,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add, kinds = parser.add_argument, ", ".join((AUTO, *FAMILIES))
     add("files", nargs="+", type=Path, metavar="FILE", help="a tokenizer, a prior, or both")
-    add("--out", required=True, type=Path, help="the folder to make")
+    add("--out", required=True, help="the folder to make")
     add("--as", action="append", default=[], dest="wanted", metavar="KIND", help=kinds)
-    add("--size", type=size, metavar="N or HxW", help="pixels, where not the published ones")
+    add("--size", metavar="N or HxW", help="pixels, where not the published ones")
     add("--weights", default=AUTO, choices=(AUTO, "model", "ema"), help="auto: as the peer does")
     add("--config", action="append", default=[], type=Path, help="the peer's settings, if needed")
     typed = parser.parse_args()
     try:
-        hints = Hints(config=settings.read(typed.config), size=typed.size)
+        size = None if typed.size is None else pairs.parse_size(typed.size)
+        if not typed.out:
+            raise ValueError("wanted --out as a folder to make, got nothing")
+        out = Path(typed.out)
+        hints = Hints(config=settings.read(typed.config), size=size)
         lines = import_files(
-            typed.files, typed.out, wanted=typed.wanted, weights=typed.weights, hints=hints
+            typed.files, out, wanted=typed.wanted, weights=typed.weights, hints=hints
         )
     except cli.USER_ERRORS as error:
         cli.refuse(error)
     else:
         print("\n".join(lines))
-        kind = "pipeline" if (typed.out / "prior").is_dir() else "tokenizer"
+        kind = "pipeline" if (out / "prior").is_dir() else "tokenizer"
         program = "sample.py" if kind == "pipeline" else "train_stage2.py"
-        print(f"next: python {program} {kind}={typed.out}")
+        print(f"next: python {program} {kind}={out}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import vqgen
 from tests import tiny
 from tests.test_bad_input import stage1_run, stage2_run
 from vqgen import pictures
+from vqgen.importing.folder import imagenet_classes
 from vqgen.pipeline import Pipeline
+from vqgen.priors.llamagen import LlamaGen
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +242,17 @@ def test_continuous_latents_of_another_shape_are_refused() -> None:
 
 def test_undecided_tokens_can_be_decoded(pipeline: Pipeline) -> None:
     assert pipeline.decode(IDS - 1).shape == (2, 3, *tiny.SIZE)
+
+
+def test_a_misspelt_class_of_many_is_one_short_sentence() -> None:
+    tokenizer, names = tiny.tokenizer(), imagenet_classes()
+    prior = LlamaGen(tokenizer.spec, width=32, depth=1, heads=2, num_classes=1000)
+    pipe = Pipeline(tokenizer, prior, facts={"class_names": names})
+    assert pipe.class_indices(["Golden Retriever", "207", 207]) == [207, 207, 207]
+    with pytest.raises(ValueError, match="did you mean golden retriever") as caught:
+        pipe.class_indices(["golden retreiver"])
+    assert "0 tench" in str(caught.value) and "and so on to 999" in str(caught.value)
+    assert len(str(caught.value)) < 700
+    for wrong in (1000, -1, "1000"):
+        with pytest.raises(ValueError, match="is not known"):
+            pipe.class_indices([wrong])

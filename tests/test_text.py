@@ -104,6 +104,8 @@ def test_a_text_prior_samples_what_its_captions_say(folder: Path) -> None:
 def test_a_folder_without_weights_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wanted T5 weights and tokenizer"):
         text.t5(str(tmp_path))
+    with pytest.raises(ValueError, match="nowhere is no folder; type another"):
+        text.t5(str(tmp_path / "nowhere"))
 
 
 # ---- python sample.py text=...

@@ -13,6 +13,7 @@ from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer
 from vqgen.sampling import guidance as guidances
 
 LARGEST = 1.01  # of a float image, but for rounding
+SHOWN = 20  # classes in a sentence
 
 
 class Pipeline:
@@ -75,16 +76,16 @@ class Pipeline:
             named = isinstance(given, str) and given.lower() in names  # a number is an index
             index = names.index(str(given).lower()) if named else given
             if not str(index).isdigit() or int(index) >= count:
-                listed = (
-                    ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
-                    or f"0 to {count - 1}"
-                )
+                shown = [f"{i} {name}" for i, name in enumerate(self.class_names)][:SHOWN]
+                rest = f" and so on to {count - 1}" if count > SHOWN else ""
+                listed = f"{', '.join(shown)}{rest}" if shown else f"0 to {count - 1}"
                 kind = (
                     f"classes {listed}"
                     if count
                     else "no classes: it is unconditional, leave classes out"
                 )
-                raise ValueError(f"class {given!r} is not known; this model has {kind}")
+                hint = build.nearest(str(given).lower(), names)
+                raise ValueError(f"class {given!r} is not known; this model has {kind}{hint}")
             found.append(int(index))
         return found
 

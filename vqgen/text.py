@@ -108,6 +108,8 @@ def embed(
     assert prior.text_size is not None
     length, width = prior.text_size
     cache = settings["text_cache"]
+    if cache is not None and Path(cache).exists() and not Path(cache).is_dir():
+        raise ValueError(f"wanted text_cache=FOLDER, but {cache} is a file; type another folder")
     encode = t5(
         str(settings["text_encoder"]),
         length=length,
@@ -141,6 +143,11 @@ def t5(
         raise ValueError(
             "captions need the package transformers; type: pip install 'vqgen[text]'"
         ) from error
+    if Path(path).is_absolute() and not Path(path).is_dir():  # no name on the hub either
+        raise ValueError(
+            f"wanted text_encoder=FOLDER with T5 weights and tokenizer, but {path} is no folder; "
+            f"type another, or text_encoder={PUBLISHED} for the hub's"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         network = T5EncoderModel.from_pretrained(path, dtype=dtype, use_safetensors=True)

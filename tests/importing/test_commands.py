@@ -253,3 +253,56 @@ def test_settings_beside_an_export_are_the_peers(run: Run, tmp_path: Path) -> No
     _, prior = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
     settings = json.loads(prior.with_suffix(".json").read_text())
     assert (settings["n_head"], settings["n_kv_head"], settings["block_size"]) == (4, 2, 16)
+
+
+# ---- which layout an export takes
+
+
+def export_of(run: Run, capsys, saved: Path, part: str, *words: Any) -> tuple[int, str]:
+    """Export as typed: (exit code, what was said)."""
+    capsys.readouterr()
+    code = run("export_weights", saved, "--part", part, *words)
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+@pytest.mark.parametrize("families", list(small.PAIRS), ids=str)
+def test_an_export_finds_the_layout_by_itself(
+    families: tuple[str, str], run: Run, tmp_path: Path, capsys
+) -> None:
+    saved = small.save(tmp_path / "ours", *small.PAIRS[families])
+    for part, family in zip(("tokenizer", "prior"), families, strict=True):
+        code, said = export_of(run, capsys, saved, part, "--out", tmp_path / f"{part}.pt")
+        assert code == 0 and f"({family}, " in said
+        wrong = "var" if family == "llamagen-gpt" else "llamagen-gpt"
+        code, said = export_of(run, capsys, saved, part, "--as", wrong, "--out", tmp_path / "x.pt")
+        assert code == 2 and f"got {wrong}; leave --as out, or type {family}" in said
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_an_export_with_several_or_no_layouts(run: Run, tmp_path: Path, capsys) -> None:
+    out = "--out", tmp_path / "x.pt"
+    plain = small.autoencoder({**small.VQ, "codebook": small.codebook()})
+    saved = small.save_tokenizer(tmp_path / "plain", plain)
+    code, said = export_of(run, capsys, saved, "tokenizer", *out)
+    assert code == 2 and "type --as llamagen-vq or taming-vqgan" in said
+    kl = {"_target_": "vqgen.tokenizers.gaussian.GaussianBottleneck", "channels": 4}
+    saved = small.save_tokenizer(tmp_path / "kl", small.autoencoder(kl))
+    for words in ((), ("--as", "llamagen-vq")):
+        code, said = export_of(run, capsys, saved, "tokenizer", *words, *out)
+        assert code == 2 and "no published layout holds this tokenizer: it is a Gaussian" in said
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_an_export_overwrites_nothing(run: Run, tmp_path: Path, capsys) -> None:
+    saved = small.save(tmp_path / "ours", *small.PAIRS["var-vae", "var"])
+    inside = saved / "prior" / "model.safetensors"
+    before = inside.read_bytes()
+    code, said = export_of(run, capsys, saved, "prior", "--out", inside)
+    assert code == 2 and "exist already; type another --out" in said
+    (tmp_path / "x.json").write_text("mine")
+    code, said = export_of(run, capsys, saved, "prior", "--out", tmp_path / "x.pt")
+    assert code == 2 and "x.json exist already" in said
+    assert inside.read_bytes() == before and (tmp_path / "x.json").read_text() == "mine"
+    code, said = export_of(run, capsys, saved, "prior", "--out", tmp_path / "x.json" / "y.pt")
+    assert code == 2 and "is a file; type another --out" in said

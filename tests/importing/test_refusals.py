@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.importing import small
@@ -228,3 +229,83 @@ def test_an_output_that_cannot_be_made(made, refused: Refused, run, capsys, tmp_
         assert f"wanted --out as a folder to make, but {file} is a file; type another --out" in said
         assert "Errno" not in said
     assert file.read_text() == "mine"
+
+
+BYTES = {
+    "text": (b"hello, this is a text", "a text that begins with 'hello, this is a text'"),
+    "page": (b"<!DOCTYPE html><html>", "a text that begins with '<!DOCTYPE html><html>'"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\nsize 3\n", "type git lfs pull"),
+    "nothing": (b"", "it is empty"),
+    "noise": (bytes(range(250, 0, -1)) * 9, "its first bytes are none of a file of weights"),
+    "pickle": (b"\x80\x04}\x94.", "a pickle that torch.save did not write"),
+    "tar": (b"a" + bytes(256) + b"ustar" + bytes(300), "a tar archive, torch.save's form before"),
+    "zip": (b"PK\x03\x04" + bytes(60), "a zip archive that does not reach its end"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize("kind", BYTES)
+def test_files_of_something_else_are_named(
+    kind: str, suffix: str, refused: Refused, tmp_path: Path
+) -> None:
+    """Never torch.load's own words: they advise to try again without its safety."""
+    file = tmp_path / f"junk{suffix}"
+    content, sentence = BYTES[kind]
+    file.write_bytes(content)
+    said = refused(file)
+    if (kind, suffix) == ("zip", ".safetensors"):
+        sentence = "a file of torch.save: give it the ending .pt"
+    assert sentence in said and "weights_only" not in said and len(said.splitlines()) == 2
+
+
+def test_safetensors_under_another_name_is_read(made, run, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.pt"
+    shutil.copyfile(made[LLAMAGEN][0], file)
+    assert run("import_weights", file, "--size", 16, "--out", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("size", ["1000000", "0", "-16", "16x", "16x16x16", "", "1e3", "16x5000"])
+def test_sizes_that_no_model_has(size: str, made, refused: Refused) -> None:
+    said = refused(made[LLAMAGEN][0], f"--size={size}")
+    assert "wanted --size as 1 to 4096 pixels, like 256, or HEIGHTxWIDTH like 256x384, got" in said
+    assert repr(size) in said and len(said.splitlines()) == 2
+
+
+BROKEN = [  # of a tokenizer or a prior: a name, what becomes of it, what is said
+    (0, "quantize.embedding.weight", lambda v: v.flatten(), "with 2 axes, the file has it as (384"),
+    (0, "quantize.embedding.weight", lambda v: v[:0], "holds no numbers"),
+    (0, "encoder.conv_in.weight", lambda v: v.sum(), "some of its tensors have fewer axes"),
+    (0, "post_quant_conv.bias", lambda v: v[:-1], "wanted (16,), the file has (15,)"),
+    (1, "tok_embeddings.weight", lambda v: v.sum(), "wanted tok_embeddings.weight with 2 axes"),
+    (1, "norm.weight", lambda v: v[None], "wanted (32,), the file has (1, 32)"),
+    (1, "output.weight", lambda v: v.bool(), "as floating-point numbers, got head.weight as"),
+]
+
+
+@pytest.mark.parametrize("part, name, change, sentence", BROKEN, ids=lambda value: str(value)[:30])
+def test_tensors_of_another_kind(
+    part: int, name: str, change: Callable, sentence: str, made, refused: Refused, tmp_path: Path
+) -> None:
+    files = [shutil.copy(path, tmp_path) for path in made[LLAMAGEN]]
+    tensors = load_file(files[part])
+    assert name in tensors
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, files[part])
+    given = files if part else files[:1]  # a pair is told first that it does not fit
+    assert sentence in refused(*given, *words(made[LLAMAGEN])[2:])
+
+
+def test_a_key_that_is_there_twice(made, refused: Refused, tmp_path: Path) -> None:
+    tensors, file = load_file(made[LLAMAGEN][0]), tmp_path / "twice.safetensors"
+    save_file({**tensors, "module.quant_conv.bias": tensors["quant_conv.bias"] + 1}, file)
+    assert "has quant_conv.bias twice" in refused(file)
+
+
+def test_weights_that_the_file_does_not_hold(made, refused: Refused, run, tmp_path: Path) -> None:
+    tensors, file = load_file(made[LLAMAGEN][0]), tmp_path / "tokenizer.pt"
+    torch.save({"model": tensors}, file)
+    assert "wanted weights under ema in" in refused(file, "--weights", "ema")
+    torch.save({"ema": tensors}, file)
+    assert "wanted weights under model" in refused(file, "--weights", "model")
+    assert run("import_weights", file, "--size", 16, "--out", tmp_path / "out") == 0  # auto
+    torch.save({}, file)
+    assert "which is empty" in refused(file)

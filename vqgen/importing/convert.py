@@ -52,15 +52,23 @@ class Published:
     def codes(self) -> int | None:
         """How many codes its tokens may name; None if the file has no table of them."""
         table = self.tensors.get(self.family.codes)
-        return None if table is None else len(table)
+        return table.shape[0] if table is not None and table.ndim else None
 
     def describe(self, hints: Hints) -> Description:
         """Raises ValueError for a file of another layout than the family's."""
+        empty = next((name for name, shape in self.shapes.items() if 0 in shape), None)
+        if empty:
+            raise ValueError(f"{self.source} is damaged: {empty} holds no numbers; get it again")
         try:
             return self.family.describe(self.shapes, replace(hints, name=self.source.name))
         except KeyError as error:
             raise ValueError(
                 f"{self.source} looks like {self.family.name}, but has no {error.args[0]!r}"
+            ) from error
+        except IndexError as error:  # a scalar, say, where a matrix tells the width
+            raise ValueError(
+                f"{self.source} looks like {self.family.name}, but some of its tensors have fewer "
+                "axes than there; give the file as it was released"
             ) from error
 
 

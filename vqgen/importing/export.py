@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vqgen import build, checkpoint
 from vqgen.contracts import TokenSpec
-from vqgen.importing import layout
-from vqgen.importing.convert import AUTO, FAMILIES
+from vqgen.importing import layout, target
+from vqgen.importing.convert import AUTO, FAMILIES, KNOWN
 from vqgen.importing.family import Family, Hints
 from vqgen.importing.pairs import Beside
 
@@ -32,25 +32,26 @@ def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> list[str]:
     """Write the tokenizer or prior of a folder as a peer's file, and the peer's settings beside it
     as JSON; returns what was done, with a line for each tensor whose values cannot be known.
 
-    wanted  a family's name; "auto": the one it was imported as
+    wanted  a family's name; "auto": the one it was imported as, or the only one that can hold it
     Raises ValueError for a model with parts or settings that the peer does not have."""
     if out.suffix not in SUFFIXES:
         raise ValueError(f"wanted --out as a name in {', '.join(SUFFIXES)}, got {out}")
+    target.check(out.parent, out.name, out.with_suffix(".json").name)
     saved = checkpoint.read_model(folder / kind, kind)
+    families = _families(saved, wanted)
     spec = Beside.of_folder(folder / "tokenizer").spec
-    family = _family(saved, wanted)
     architecture = canonical(saved.architecture, spec)
+    family = families[0] if len(families) == 1 else _only(families, architecture, spec, saved)
     tensors, loose = to_theirs(family, architecture, spec, saved.tensors)
-    with checkpoint.atomic(out) as temporary:
+    with target.fresh_folder(out.parent, out.name, out.with_suffix(".json").name) as folder:
         if out.suffix == ".safetensors":
-            save_file({name: value.clone() for name, value in tensors.items()}, temporary)
+            save_file({name: value.clone() for name, value in tensors.items()}, folder / out.name)
         else:
             place = family.places[0]
-            torch.save({place: tensors} if place else tensors, temporary)
-    settings = family.settings(architecture, spec)
-    beside = out.with_suffix(".json")
-    checkpoint.write_text(beside, json.dumps(settings, indent=2) + "\n")
-    done = f"{out} ({family.name}, {len(tensors)} keys), its settings: {beside}"
+            torch.save({place: tensors} if place else tensors, folder / out.name)
+        beside = folder / out.with_suffix(".json").name
+        beside.write_text(json.dumps(family.settings(architecture, spec), indent=2) + "\n")
+    done = f"{out} ({family.name}, {len(tensors)} keys), its settings: {out.with_suffix('.json')}"
     return [done, *(f"  {name}: {reason}" for name, reason in loose.items())]
 
 
@@ -78,8 +79,8 @@ def to_theirs(
         changed.append(f"its grids are {spec.scales}, there they are {description.spec.scales}")
     if changed:
         raise ValueError(
-            f"{family.name} cannot hold this model: {'; '.join(changed)}. A model for export is "
-            "trained with the peer's settings"
+            f"{family.name} cannot hold this model: {'; '.join(changed)} (a model for export is "
+            "trained with the peer's settings)"
         )
     more = description.peers_own(spec)
     theirs |= {n: value for n, value in more.items() if n not in description.unsaved}
@@ -115,13 +116,48 @@ def _changes(theirs: dict[str, Any], ours: dict[str, Any], path: str = "") -> It
             yield f"{path}{key} is {b}, there it is {a}"
 
 
-def _family(saved: checkpoint.SavedModel, wanted: str) -> Family:
+def _families(saved: checkpoint.SavedModel, wanted: str) -> list[Family]:
+    """The layouts for a model of this class: the one that was asked for, or the one that it was
+    imported as, or all."""
+    node = saved.architecture if saved.kind == "prior" else saved.architecture.get("bottleneck", {})
+    ours = node.get("_target_", saved.architecture["_target_"])
+    fit = [one for one in KNOWN if one.kind == saved.kind and one.holds == ours]
+    kinds = ", ".join(sorted({one.holds.split(".")[-1] for one in KNOWN if one.kind == saved.kind}))
+    if not fit:
+        raise ValueError(
+            f"no published layout holds this {saved.kind}: it is a {ours.split('.')[-1]}, and "
+            f"those there are hold {kinds} alone; share the folder itself"
+        )
+    if wanted not in (AUTO, *FAMILIES):
+        raise ValueError(f"--as {wanted} is not known; there are {', '.join((AUTO, *FAMILIES))}")
     if wanted == AUTO:
         wanted = saved.facts.get("imported", {}).get("family", AUTO)
-    fit = [name for name, family in FAMILIES.items() if family.kind == saved.kind]
-    if wanted not in fit:
+    names = [one.name for one in fit]
+    if wanted not in (AUTO, *names):
         raise ValueError(
-            f"wanted --as with the layout for this {saved.kind}, got {wanted}; type one of "
-            f"{', '.join(fit)}"
+            f"wanted --as with a layout for this {saved.kind}, a {ours.split('.')[-1]}, got "
+            f"{wanted}; leave --as out, or type {' or '.join(names)}"
         )
-    return FAMILIES[wanted]
+    return fit if wanted == AUTO else [FAMILIES[wanted]]
+
+
+def _only(
+    families: list[Family],
+    architecture: dict[str, Any],
+    spec: TokenSpec,
+    saved: checkpoint.SavedModel,
+) -> Family:
+    """The one of these layouts that can hold this model."""
+    able, reasons = [], []
+    for family in families:
+        try:
+            to_theirs(family, architecture, spec, saved.tensors)
+            able.append(family)
+        except ValueError as error:
+            reasons.append(str(error))
+    if not able:
+        raise ValueError("; ".join(reasons))
+    if len(able) > 1:
+        names = " or ".join(family.name for family in able)
+        raise ValueError(f"this {saved.kind} fits several layouts; type --as {names}")
+    return able[0]

@@ -61,6 +61,7 @@ class Description:
 class Family:
     """A family of published models.
 
+    holds     the class of ours whose models it may hold: of a tokenizer that of its bottleneck
     codes     the table with a row for each code
     mark      a key that every file of the family has and no other family's
     places    where the state dict lies in the file, in the order the peer's own scripts look
@@ -75,6 +76,7 @@ class Family:
     name: str
     kind: Literal["tokenizer", "prior"]
     mark: str
+    holds: str
     codes: str
     places: tuple[str, ...]
     describe: Callable[[Shapes, Hints], Description]

@@ -11,6 +11,14 @@ from torch import Tensor
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+def axes(shapes: Shapes, name: str, count: int) -> tuple[int, ...]:
+    """The sides of a tensor that must have this many; KeyError if it is not there, ValueError for
+    another number of them."""
+    if len(shapes[name]) != count:
+        raise ValueError(f"wanted {name} with {count} axes, the file has it as {shapes[name]}")
+    return shapes[name]
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table: `ours` stacked along the first axis are `theirs` stacked along it.

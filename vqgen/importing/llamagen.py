@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqgen.contracts import LatentSpec, Size, TokenSpec
 from vqgen.importing.family import Description, Family, Hints
-from vqgen.importing.layout import Row, Shapes
+from vqgen.importing.layout import Row, Shapes, axes
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import swiglu_width
 
@@ -36,7 +36,7 @@ FACTOR = 16  # pixels per side of a token, of the tokenizer all of them were tra
 
 
 def _describe(shapes: Shapes, hints: Hints) -> Description:
-    vocab, width = shapes["tok_embeddings.weight"]
+    vocab, width = axes(shapes, "tok_embeddings.weight", 2)
     layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
     config = hints.config
     published = PUBLISHED.get((width, len(layers), TEXT in shapes))
@@ -91,7 +91,7 @@ TEXT = "cls_embedding.uncond_embedding"
 def _condition(shapes: Shapes, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments of the prior, facts) of its condition."""
     if TEXT in shapes:
-        length, dim = shapes[TEXT]
+        length, dim = axes(shapes, TEXT, 2)
         return {"text_length": length, "text_dim": dim}, {"num_classes": 0, "text": TEXT_FEATURES}
     rows = shapes["cls_embedding.embedding_table.weight"][0]
     if rows == config.get("num_classes"):
@@ -225,6 +225,7 @@ LLAMAGEN_GPT = Family(
     name="llamagen-gpt",
     kind="prior",
     mark="tok_embeddings.weight",
+    holds="vqgen.priors.llamagen.LlamaGen",
     codes="tok_embeddings.weight",
     places=("model", "module", "state_dict", ""),
     describe=_describe,

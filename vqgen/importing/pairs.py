@@ -1,5 +1,6 @@
 """Whether a prior and a tokenizer belong together, and whether the typed size suits them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def check_size(source: Path, size: Size | None, grid: Size, factor: int) -> None
             f"{factor} pixels a side, got --size {_typed(size)}; leave --size out, or give the "
             "file for that size"
         )
+
+
+LARGEST = 4096  # pixels a side; one attention over the tokens of that takes 17 GB at factor 16
+
+
+def parse_size(text: str) -> Size:
+    """--size 256 or 256x384 -> (height, width). Raises ValueError for anything else."""
+    match = re.fullmatch(r"([0-9]+)(?:x([0-9]+))?", text.strip())
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(1 <= side <= LARGEST for side in sides):
+        raise ValueError(
+            f"wanted --size as 1 to {LARGEST} pixels, like 256, or HEIGHTxWIDTH like 256x384, got "
+            f"{text!r}"
+        )
+    return sides
 
 
 def check_multiple(source: Path, size: Size | None, factor: int) -> None:

@@ -1,6 +1,7 @@
-"""The folder that an import makes: looked at before anything is read, then made whole or not at
+"""What an import or export makes: looked at before anything is read, then made whole or not at
 all."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ def check(out: Path, *names: str) -> None:
 
 @contextmanager
 def fresh_folder(out: Path, *names: str) -> Iterator[Path]:
-    """Yield an empty folder on the same disk; at the end its folders `names` become out/<name>, all
-    or none. Raises ValueError if one is there already, or `out` cannot be written."""
+    """Yield an empty folder on the same disk; at the end its files or folders `names` become
+    out/<name>, all or none. Raises ValueError if one is there already, or `out` cannot be
+    written."""
     check(out, *names)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     temporary = out / f".{os.getpid()}.writing"
@@ -41,6 +43,8 @@ def fresh_folder(out: Path, *names: str) -> Iterator[Path]:
     except BaseException:
         for name in names:
             shutil.rmtree(out / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (out / name).unlink()
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

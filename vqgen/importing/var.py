@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqgen.contracts import LatentSpec, TokenSpec
 from vqgen.importing.family import Description, Family, Hints
-from vqgen.importing.layout import Row, Shapes
+from vqgen.importing.layout import Row, Shapes, axes
 from vqgen.importing.var_vae import FACTOR, SIDES
 
 BLOCK = "transformer.blocks.{n}"
@@ -35,7 +35,7 @@ ROWS = [
 
 
 def _describe_prior(shapes: Shapes, hints: Hints) -> Description:
-    config, (_, length, width) = hints.config, shapes["pos_1LC"]
+    config, (_, length, width) = hints.config, axes(shapes, "pos_1LC", 3)
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     unit_qk = SCALES in shapes
     heads = shapes[SCALES][1] if unit_qk else config.get("num_heads", width // 64)
@@ -132,6 +132,7 @@ VAR = Family(
     name="var",
     kind="prior",
     mark="pos_1LC",
+    holds="vqgen.priors.var.VAR",
     codes="head.weight",
     places=("", "trainer.var_wo_ddp", "state_dict", "model"),
     describe=_describe_prior,

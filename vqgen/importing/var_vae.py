@@ -11,7 +11,7 @@ from torch import Tensor
 from vqgen.contracts import LatentSpec, Size, TokenSpec
 from vqgen.importing import autoencoders
 from vqgen.importing.family import Description, Family, Hints
-from vqgen.importing.layout import Row, Shapes
+from vqgen.importing.layout import Row, Shapes, axes
 
 CODES = "quantize.embedding.weight"
 HITS = "quantize.ema_vocab_hit_SV"
@@ -42,7 +42,7 @@ def _describe_tokenizer(shapes: Shapes, hints: Hints) -> Description:
 
 def quantizer(shapes: Shapes, config: Any, scales: Sequence[Size]) -> dict[str, Any]:
     """The node of the bottleneck with these weights."""
-    size, dim = shapes[CODES]
+    size, dim = axes(shapes, CODES, 2)
     names = [name for name in shapes if name.startswith("quantize.quant_resi.")]
     per_scale = any(re.match(r"quantize\.quant_resi\.\d", name) for name in names)
     if per_scale and 2 * len(scales) != len(names):  # a weight and a bias each
@@ -126,6 +126,7 @@ VAR_VAE = Family(
     name="var-vae",
     kind="tokenizer",
     mark="encoder.mid.attn_1.qkv.weight",
+    holds="vqgen.tokenizers.multiscale.MultiScaleQuantizer",
     codes=CODES,
     places=("", "trainer.vae_local", "state_dict", "model"),
     describe=_describe_tokenizer,

@@ -10,7 +10,7 @@ from vqgen.contracts import LatentSpec, Size, TokenSpec
 from vqgen.importing import autoencoders
 from vqgen.importing.autoencoders import LLAMAGEN, TAMING, Naming
 from vqgen.importing.family import Description, Family, Hints
-from vqgen.importing.layout import Row, Shapes
+from vqgen.importing.layout import Row, Shapes, axes
 
 CODES = "quantize.embedding.weight"
 USAGE_WINDOW = 65536  # indices in LlamaGen's record of used codes
@@ -69,7 +69,7 @@ def _description(
 
 
 def _bottleneck(shapes: Shapes, *, normalize: bool, **weights: float) -> dict[str, Any]:
-    size, dim = shapes[CODES]
+    size, dim = axes(shapes, CODES, 2)
     return {
         "_target_": "vqgen.tokenizers.vq.VectorQuantizer",
         "codebook": {
@@ -138,6 +138,7 @@ LLAMAGEN_VQ = Family(
     name="llamagen-vq",
     kind="tokenizer",
     mark="encoder.conv_blocks.0.res.0.conv1.weight",
+    holds="vqgen.tokenizers.vq.VectorQuantizer",
     codes=CODES,
     places=("model", "state_dict", ""),
     averaged=True,
@@ -149,6 +150,7 @@ TAMING_VQGAN = Family(
     name="taming-vqgan",
     kind="tokenizer",
     mark="encoder.mid.attn_1.q.weight",
+    holds="vqgen.tokenizers.vq.VectorQuantizer",
     codes=CODES,
     places=("state_dict", "model", ""),
     describe=_taming,
