@@ -93,6 +93,15 @@ def test_nearest() -> None:
     assert distance.tolist() == pytest.approx([1e-3 * 6**0.5] * 10, rel=1e-3)
 
 
+def test_a_copy_is_at_no_distance() -> None:
+    """Far from 0, where |x|^2 + |y|^2 - 2 x.y loses what is left."""
+    reference = normal(200, 16) + 1e4
+    distance, index = nearest(reference[5:9], reference)
+    assert index.tolist() == [5, 6, 7, 8] and distance.tolist() == [0, 0, 0, 0]
+    one, _ = nearest(reference[:2], reference[3:4])  # fewer images than candidates
+    assert one.tolist() == pytest.approx((reference[:2] - reference[3]).norm(dim=1).tolist())
+
+
 def test_too_few_for_the_neighbours() -> None:
     with pytest.raises(ValueError, match="need more than 5 samples, got 5"):
         manifold(normal(5, 2), normal(9, 2))
