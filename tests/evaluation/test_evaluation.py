@@ -253,14 +253,20 @@ def test_every_protocol_is_complete() -> None:
 
 
 def test_moments_of_a_reference_file(tmp_path: Path) -> None:
-    more = {"mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.ones(3), "sigma_s": np.eye(3)}
+    more: dict[str, Any] = {
+        "mu": np.zeros(4),
+        "sigma": np.eye(4),
+        "mu_s": np.ones(3),
+        "sigma_s": np.eye(3),
+    }
     found = sets.read(runs.npz(tmp_path / "a.npz", **more)).moments
     assert found is not None and found["pooled"].covariance.dtype == torch.float64
     assert found["spatial"].mean.tolist() == [1, 1, 1]
-    for given, got in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"mu": np.zeros(4)}, r"\[4\] and None"),
         ({"mu": np.zeros(4), "sigma": np.eye(3)}, r"\[4\] and \[3, 3\]"),
-    ):
+    ]
+    for given, got in wrong:
         with pytest.raises(ValueError, match=rf"wanted mu \[d\] and sigma \[d, d\] in .*{got}"):
             sets.read(runs.npz(tmp_path / "b.npz", **given))
 

@@ -1,5 +1,7 @@
 """Precision, recall, density, coverage: sets with known answers, and a version by plain loops."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ def normal(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def values(samples: Tensor, reference: Tensor, **options: int) -> dict[str, float]:
+def values(samples: Tensor, reference: Tensor, **options: Any) -> dict[str, float]:
     return {name: found.value for name, found in manifold(samples, reference, **options).items()}
 
 
