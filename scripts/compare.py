@@ -30,6 +30,7 @@ def main(config: DictConfig) -> None:
     """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
     settings = build.plain(config)
     settings["protocol"] = chosen(settings)
+    settings["steps"] = checked_steps(settings["steps"])
     models = list(dict.fromkeys(Path(path) for path in settings["models"]))
     if settings["demo"]:
         models += train_demo(settings)
@@ -48,6 +49,14 @@ def main(config: DictConfig) -> None:
     send(rows, folders, written, settings)
     print(comparison.markdown(rows))
     print(f"{out}/comparison.md, comparison.csv, {', '.join(path.name for path in written)}")
+
+
+def checked_steps(steps: Any) -> list[int]:
+    """Step counts as typed, each once. Raises ValueError for what is no list of them."""
+    given = [] if steps is None else steps if isinstance(steps, list) else [steps]
+    if not all(type(count) is int and count >= 1 for count in given):
+        raise ValueError(f"wanted steps as whole numbers from 1, got {steps}; type 'steps=[4,16]'")
+    return list(dict.fromkeys(given))
 
 
 def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:

@@ -40,6 +40,7 @@ LINES: dict[str, list[tuple[str, ...]]] = {
 }
 PICTURES = ("samples/reconstructions", "samples/by_class")
 TABLES = {"Evaluation": ("evaluation/card",), "Comparison of runs": ("comparison/trilemma",)}
+FORBIDDEN, LONGEST = "/\\#?%:", 128  # of names of W&B projects
 COMPARED = ("comparison/front", "comparison/triangle", "evaluation/nearest_training_images")
 
 
@@ -49,6 +50,7 @@ def main(config: DictConfig) -> None:
     settings = build.plain(config)
     if settings["publish"] and not settings["entity"]:
         raise ValueError("publish=true needs entity=NAME, your user or team on the W&B server")
+    check_names(settings)
     made = {"workspace": workspace(settings), "report": report(settings)}
     for name, thing in made.items():
         path = Path(settings["out"]) / f"{name}.json"
@@ -56,7 +58,36 @@ def main(config: DictConfig) -> None:
         print(f"{path} ({', '.join(sections(thing))})")
     if settings["publish"]:
         for thing in made.values():
-            print(f"published: {thing.save().url}")
+            print(f"published: {published(thing)}")
+
+
+def check_names(settings: dict[str, Any]) -> None:
+    """Raise ValueError for names that the server would not take."""
+    for key in ("entity", "project", "name"):
+        value, hint = settings[key], f"type {key}=vqgen"
+        if key == "entity" and value is None:
+            continue
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"wanted {key} as a word, got {value!r}; {hint}")
+        bad = "" if key == "name" else "".join(sorted(set(value) & set(FORBIDDEN)))
+        if bad or len(value) > LONGEST:
+            what = f"the letters {bad!r}" if bad else f"{len(value)} letters"
+            raise ValueError(
+                f"wanted {key} of at most {LONGEST} letters and without {FORBIDDEN}, got {what}; "
+                f"{hint}"
+            )
+
+
+def published(thing: Any) -> str:
+    """The address of what the server took. Raises ValueError if it did not."""
+    try:
+        return thing.save().url
+    except Exception as error:  # wandb and the network raise whatever they like
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the W&B server did not take it ({type(error).__name__}: {first}); the spec files are "
+            "written; for another try: wandb login, then check entity= and the network"
+        ) from error
 
 
 def workspace(settings: dict[str, Any]) -> Any:

@@ -66,3 +66,29 @@ def test_publishing_needs_a_name(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert typed("scripts.dashboard", ["publish=true"], monkeypatch) == 2
     assert "entity=NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("project=null", "wanted project as a word, got None; type project=vqgen"),
+        ("name=''", "wanted name as a word, got ''"),
+        ("project=a/b", "without /\\#?%:, got the letters '/'; type project=vqgen"),
+        ("entity=" + "e" * 129, "got 129 letters"),
+    ],
+)
+def test_bad_names(word: str, answer: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert typed("scripts.dashboard", [word], monkeypatch) == 2
+    assert answer in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_server_that_takes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    def save(thing: Any) -> None:
+        raise RuntimeError("No API key configured.\nMore")
+
+    monkeypatch.setattr(type(dashboard.workspace(SETTINGS)), "save", save)
+    words = [f"out={tmp_path}", "publish=true", "entity=me"]
+    assert typed("scripts.dashboard", words, monkeypatch) == 2
+    assert "did not take it (RuntimeError: No API key configured.)" in capsys.readouterr().err
+    assert (tmp_path / "workspace.json").is_file()

@@ -128,6 +128,14 @@ def test_the_likelihood_is_counted_once(tmp_path: Path) -> None:
     ]
 
 
+def test_step_counts_as_typed() -> None:
+    assert compare.checked_steps([8, 4, 8]) == [8, 4] and compare.checked_steps(8) == [8]
+    assert compare.checked_steps([]) == compare.checked_steps(None) == []
+    for wrong in ([0], ["four"], [2.5], True, {"a": 1}):
+        with pytest.raises(ValueError, match=r"wanted steps as whole numbers from 1, got"):
+            compare.checked_steps(wrong)
+
+
 def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every command of demo=true passes the checks of its own entry point; trained runs stay."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
@@ -168,6 +176,30 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
             assert len(Image.open(path).convert("RGB").getcolors(10**6) or []) > 10
         else:
             assert path.read_bytes().startswith(b"%PDF")
+
+
+def test_many_step_counts_stay_legible() -> None:
+    """One color and one name per run, not per row; no label of a ceiling in the plot; nothing of
+    the legend over the points; plain numbers on the axis."""
+    rows = [row(f, 9.0 + n, 0.1, n / 9, steps=n) for f in ("flow", "absorbing") for n in (4, 8, 16)]
+    rows += [row("tokenizer", 5.0 + i / 9, 1, 0, run=f"t{i}", ceiling=True) for i in range(3)]
+    for plot in (plots._front, plots._triangle):
+        figure, axis = pyplot.subplots()
+        plot(axis, rows[:6], rows)
+        figure.canvas.draw()
+        legend = axis.get_legend()
+        assert legend is not None
+        names = [text.get_text() for text in legend.get_texts()]
+        assert names[:2] == ["flow", "absorbing"] and len(names) == len(set(names))
+        assert legend.get_window_extent().x0 >= axis.get_window_extent().x1
+        steps = [text for text in axis.texts if text.get_text().isdigit()]
+        assert sorted(text.get_text() for text in steps) == sorted(["4", "8", "16"] * 2)
+        assert len({text.get_color() for text in steps}) == 2
+        if plot is plots._front:
+            assert names[2:] == [f"reconstructions: t{i}" for i in range(3)]
+            assert len(axis.texts) == 6  # step counts alone
+            assert "0.5" in [tick.get_text() for tick in axis.get_xticklabels()]
+        pyplot.close(figure)
 
 
 @pytest.mark.slow

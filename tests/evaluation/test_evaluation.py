@@ -17,12 +17,15 @@ from torch import Tensor
 from tests import tiny
 from tests.evaluation import runs
 from vqgen import build, cli
-from vqgen.evaluation import generator, likelihood, sets
+from vqgen.evaluation import generator, likelihood, quality, sets
 from vqgen.evaluation.protocol import Protocol
+from vqgen.evaluation.quality import Extractor
 from vqgen.evaluation.run import Evaluated, Evaluation
 from vqgen.evaluation.subject import Subject
 from vqgen.metrics import features
+from vqgen.metrics.distances import Moments, frechet, kernel_distance
 from vqgen.metrics.features import Features
+from vqgen.metrics.manifold import manifold
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,10 @@ def test_the_card_says_everything(first: Evaluated, tmp_path: Path) -> None:
         )
     ]
     assert parts[0] + parts[1] == pytest.approx(parts[2], rel=1e-4)
+    assert card["details"]["samples"] == "samples, 12 images"
+    assert first.samples is not None
+    assert card["details"]["samples_sha256"] == sets.digest(first.samples.images)
+    assert card["seconds"]["all of it"] == pytest.approx(sum(first.card.seconds.values()), abs=0.1)
     assert card["details"]["reference_sha256"] and card["details"]["features"]["size"] == [224] * 2
     assert card["model"]["tokenizer_fingerprint"] and card["made_with"]["torch"]
     assert card["protocol"]["seed"] == 0 and card["costs"]["seconds per image"]["value"] > 0
@@ -117,6 +124,33 @@ def test_a_file_against_a_file(root: Path, network: Features, tmp_path: Path) ->
     values = {name.split("-")[0]: number.value for name, number in numbers.items()}
     assert values["FD"] == pytest.approx(0, abs=1e-3)
     assert values["precision"] == values["recall"] == values["coverage"] == 1
+
+
+def test_what_is_known_of_a_reference_changes_no_number(
+    root: Path, first: Evaluated, network: Features, tmp_path: Path
+) -> None:
+    """Statistics of a reference are kept beside its features, by its number of neighbours; a file
+    that cannot be read is named."""
+    assert first.samples is not None
+    reference = sets.read(runs.npz(tmp_path / "reference.npz", count=30))
+    made = network.extract(first.samples.images)
+    extractor = Extractor(network, tmp_path / "cache")
+    real = network.extract(reference.images).pooled
+    for k in (1, 3, 3):
+        known = extractor.reference(reference, k)
+        values = quality.distances(made, known, extractor, runs.protocol(neighbors=k))
+        found = {name.split("-")[0]: number.value for name, number in values.items()}
+        alone = manifold(made.pooled, real, k)
+        alone |= {"FD": frechet(made.pooled, Moments.of(real))}
+        alone |= {"KID": kernel_distance(made.pooled, real)}
+        assert {name: found[name] for name in alone} == {
+            name: pytest.approx(estimate.value, rel=1e-9) for name, estimate in alone.items()
+        }
+    kept = sorted((tmp_path / "cache").iterdir())
+    assert len(kept) == 3  # features, and statistics for either k
+    kept[-1].write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"_k3\.safetensors cannot be read .*; delete it$"):
+        extractor.reference(reference, 3)
 
 
 def test_a_tokenizer(root: Path, network: Features, first: Evaluated) -> None:
@@ -219,10 +253,22 @@ def test_every_protocol_is_complete() -> None:
 
 
 def test_moments_of_a_reference_file(tmp_path: Path) -> None:
-    more = {"mu": np.zeros(4), "sigma": np.eye(4), "mu_s": np.ones(3), "sigma_s": np.eye(3)}
+    more: dict[str, Any] = {
+        "mu": np.zeros(4),
+        "sigma": np.eye(4),
+        "mu_s": np.ones(3),
+        "sigma_s": np.eye(3),
+    }
     found = sets.read(runs.npz(tmp_path / "a.npz", **more)).moments
     assert found is not None and found["pooled"].covariance.dtype == torch.float64
     assert found["spatial"].mean.tolist() == [1, 1, 1]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"mu": np.zeros(4)}, r"\[4\] and None"),
+        ({"mu": np.zeros(4), "sigma": np.eye(3)}, r"\[4\] and \[3, 3\]"),
+    ]
+    for given, got in wrong:
+        with pytest.raises(ValueError, match=rf"wanted mu \[d\] and sigma \[d, d\] in .*{got}"):
+            sets.read(runs.npz(tmp_path / "b.npz", **given))
 
 
 def test_a_split_is_drawn_by_its_seed(root: Path, first: Evaluated) -> None:

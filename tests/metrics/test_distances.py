@@ -80,6 +80,28 @@ def test_sets_are_perfect_against_themselves() -> None:
     assert frechet(points, Moments.of(points)).value == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("n", "m"), [(90, 60), (90, 200), (30, 200), (30, 20)])
+def test_frechet_is_the_same_over_images_and_over_features(n: int, m: int) -> None:
+    """Value and influence on either side of n = d = 40, and with a covariance without an inverse,
+    against the symmetric root, every eigenvalue of [d, d]."""
+    mix = normal(40, 40, 7) / 6
+    points, other = normal(n, 40, 1) @ mix, normal(m, 40, 2) @ mix + 0.1
+    reference, made = Moments.of(other), Moments.of(points)
+    values, vectors = torch.linalg.eigh(reference.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    values, vectors = torch.linalg.eigh(root @ made.covariance @ root)
+    kept = values > values.max() * 1e-12
+    trace = (made.covariance + reference.covariance).trace() - 2 * values[kept].sqrt().sum()
+    found = frechet(points, reference)
+    shift = made.mean - reference.mean
+    assert found.value == pytest.approx((shift.square().sum() + trace).item(), rel=1e-6)
+    centered = points - made.mean
+    along = (centered @ root @ vectors[:, kept]).square() @ values[kept].rsqrt()
+    spread = (centered.square().sum(1) - along) * n / (n - 1)
+    expected = 2 * centered @ shift + spread
+    torch.testing.assert_close(found.contributions, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_frechet_influence_is_the_derivative() -> None:
     """Moving one image's weight by h moves the distance by h times its influence."""
     points, reference = normal(30, 3) * 1.3 + 0.2, Moments.of(normal(50, 3, 5))
@@ -165,6 +187,9 @@ def test_interval_of_a_mean() -> None:
     wide = estimate.interval(level=0.99)
     assert wide[0] < low < estimate.value < high < wide[1]
     assert Estimate(1.0, torch.zeros(5)).interval() == (1.0, 1.0)
+    few = torch.zeros(50)
+    few[0] = 1
+    assert mean(few).interval()[0] == 0  # not 4e-19
 
 
 def test_refusals() -> None:

@@ -1,5 +1,7 @@
 """Feature networks: preprocessing against timm's own, weights that know what they see."""
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -130,6 +132,10 @@ def test_refusals(lite: Features) -> None:
         features.load("vgg")
     with pytest.raises(ValueError, match=r"did you mean timm:resnet50\?"):
         features.load("timm:resnet5O")
+    for name, call in (("vit_enormous_patch1", "list_models('vit*')"), ("qqq", "list_models()")):
+        with pytest.raises(ValueError, match=re.escape(call)) as refused:
+            features.load(f"timm:{name}")
+        assert "did you mean" not in str(refused.value) or name.startswith("vit")
     with pytest.raises(ValueError, match="nowhere does not exist"):
         features.load("inception", weights="nowhere")
     with pytest.raises(ValueError, match=r"wanted uint8 images \[n, 3, H, W\], got torch.float32"):

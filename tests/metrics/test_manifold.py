@@ -1,5 +1,7 @@
 """Precision, recall, density, coverage: sets with known answers, and a version by plain loops."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ def normal(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def values(samples: Tensor, reference: Tensor, **options: int) -> dict[str, float]:
+def values(samples: Tensor, reference: Tensor, **options: Any) -> dict[str, float]:
     return {name: found.value for name, found in manifold(samples, reference, **options).items()}
 
 
@@ -91,6 +93,15 @@ def test_nearest() -> None:
     distance, index = nearest(reference[order] + 1e-3, reference, chunk=4)
     assert index.tolist() == order.tolist()
     assert distance.tolist() == pytest.approx([1e-3 * 6**0.5] * 10, rel=1e-3)
+
+
+def test_a_copy_is_at_no_distance() -> None:
+    """Far from 0, where |x|^2 + |y|^2 - 2 x.y loses what is left."""
+    reference = normal(200, 16) + 1e4
+    distance, index = nearest(reference[5:9], reference)
+    assert index.tolist() == [5, 6, 7, 8] and distance.tolist() == [0, 0, 0, 0]
+    one, _ = nearest(reference[:2], reference[3:4])  # fewer images than candidates
+    assert one.tolist() == pytest.approx((reference[:2] - reference[3]).norm(dim=1).tolist())
 
 
 def test_too_few_for_the_neighbours() -> None:

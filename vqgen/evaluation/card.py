@@ -52,7 +52,10 @@ class Card:
             "left_out": self.left_out,
             "protocol": self.protocol,
             "details": self.details,
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "seconds": {
+                **{name: round(value, 2) for name, value in self.seconds.items()},
+                "all of it": round(sum(self.seconds.values()), 2),
+            },
             "made_with": made_with(),
         }
 
@@ -74,10 +77,15 @@ class Card:
         for name, number in {**self.numbers, **self.costs}.items():
             interval = ""
             if number.low is not None and number.high is not None:
-                interval = f"{number.low:.4g} to {number.high:.4g}"
+                interval = f"{shown(number.low, 4)} to {shown(number.high, 4)}"
             count = "" if number.n is None else f"{number.n:,}"
-            made.append((name, f"{number.value:.5g}", interval, count, number.unit))
+            made.append((name, shown(number.value, 5), interval, count, number.unit))
         return made
+
+
+def shown(value: float, digits: int) -> str:
+    """A number for people: so many digits, and whole instead of 1.23e+04."""
+    return f"{value:.0f}" if 10**digits <= abs(value) < 10**9 else f"{value:.{digits}g}"
 
 
 def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> list[str]:

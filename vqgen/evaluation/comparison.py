@@ -129,7 +129,7 @@ def ranks(rows: list[Row]) -> dict[str, dict[str, int]]:
 def markdown(rows: list[Row]) -> str:
     """The measured table, then the lecture's ticks beside the measured ranks."""
     columns = [c for c in COLUMNS if any(c in row.numbers for row in rows)]
-    lines = [f"# Comparison of {len(rows)} runs", ""]
+    lines = [f"# Comparison of {len({row.path for row in rows})} runs", ""]
     lines += table([_cells(row, columns) for row in rows], ("run", *columns))
     counts = sorted({row.n for row in rows})
     lines += [

@@ -1,7 +1,10 @@
 """Pictures of a comparison: the measured triangle, and quality against speed."""
 
+import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,12 +12,15 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from vqgen.evaluation.comparison import CORNERS, Row
 
 PLACES = {"quality": (0.5, 0.866), "speed": (0.0, 0.0), "coverage": (1.0, 0.0)}
 FORMATS = ("png", "pdf")
 DOT = 60  # square points per unit of score
+CEILINGS = ("-", "--", "-.", ":")  # line styles, in turn
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "fontsize": 8, "frameon": False}
 
 
 def draw(rows: list[Row], out: Path) -> list[Path]:
@@ -24,13 +30,11 @@ def draw(rows: list[Row], out: Path) -> list[Path]:
     for name, plot in (("front", _front), ("triangle", _triangle)):
         figure, axis = pyplot.subplots(figsize=(6.4, 4.8))
         plot(axis, priors, rows)
-        figure.tight_layout()
         for ending in FORMATS:
             written.append(out / f"{name}.{ending}")
             # no creation date: the same comparison gives the same file
-            figure.savefig(
-                written[-1], dpi=120, metadata=None if ending == "png" else {"CreationDate": None}
-            )
+            date = {} if ending == "png" else {"CreationDate": None}
+            figure.savefig(written[-1], dpi=120, bbox_inches="tight", metadata=date)
         pyplot.close(figure)
     return written
 
@@ -41,34 +45,45 @@ def _front(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
     for row in priors:
         if {"FD", "seconds per image"} <= row.numbers.keys():
             runs[row.run].append(row)
-    points = []
+    points, colors = [], _colors(priors)
     for run, members in runs.items():
         members = sorted(members, key=lambda row: row.numbers["seconds per image"])
         x = [row.numbers["seconds per image"] for row in members]
         y = [row.numbers["FD"] for row in members]
-        axis.plot(x, y, marker="o", label=run)
+        axis.plot(x, y, marker="o", label=run, color=colors[run])
         for row, place in zip(members, zip(x, y, strict=True), strict=True):
-            if row.steps:
-                axis.annotate(str(row.steps), place, textcoords="offset points", xytext=(4, 4))
+            _step_count(axis, row, place, colors[run])
         points += zip(x, y, strict=True)
     best = [p for p in sorted(points) if all(q[1] > p[1] for q in points if q[0] < p[0])]
     if len(best) > 1:
         axis.step(*zip(*best, strict=True), where="post", color="gray", ls="--", lw=1, zorder=0)
-    for row in rows:
-        if row.ceiling and "FD" in row.numbers:
-            axis.axhline(row.numbers["FD"], color="gray", lw=0.8)
-            axis.annotate(
-                f"reconstructions: {row.name}",
-                (0.01, row.numbers["FD"]),
-                fontsize=7,
-                xycoords=("axes fraction", "data"),
-                va="bottom",
-            )
+    ceilings = [row for row in rows if row.ceiling and "FD" in row.numbers]
+    for row, style in zip(ceilings, itertools.cycle(CEILINGS), strict=False):
+        name = f"reconstructions: {row.name}"
+        axis.axhline(row.numbers["FD"], color="gray", lw=0.8, ls=style, label=name, zorder=0)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())  # few enough to be read
+    axis.margins(0.08)
     axis.set_xlabel("seconds per image")
     axis.set_ylabel("FD, lower is better")
-    axis.set_title("Quality against speed; numbers along a curve are steps")
-    axis.legend()
+    axis.set_title("Quality against speed; numbers along a curve are steps", fontsize=10)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(**BESIDE)
+
+
+def _colors(rows: list[Row]) -> dict[str, Any]:
+    """One per run, the same in every picture."""
+    names = list(dict.fromkeys(row.run for row in rows))
+    palette = pyplot.get_cmap("tab10" if len(names) <= 10 else "tab20")
+    return {name: palette(i % palette.N) for i, name in enumerate(names)}
+
+
+def _step_count(axis: Axes, row: Row, place: Sequence[float], color: Any) -> None:
+    if row.steps:
+        beside: dict[str, Any] = {"textcoords": "offset points", "xytext": (4, 4), "fontsize": 8}
+        axis.annotate(str(row.steps), (place[0], place[1]), color=color, **beside)
 
 
 def _triangle(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
@@ -78,16 +93,21 @@ def _triangle(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
     for corner, (x, y) in PLACES.items():
         axis.annotate(corner, (x, y), ha="center", va="bottom" if y else "top", fontsize=11)
     scores = {corner: _scores(priors, corner) for corner in PLACES}
+    colors, named = _colors(priors), set()
     for row in priors:
         weights = np.array([scores[corner][row.name] for corner in PLACES]) + 0.05
         place = weights @ np.array(list(PLACES.values())) / weights.sum()
-        axis.scatter(*place, s=DOT * weights.sum(), label=row.name, alpha=0.8)
+        label = None if row.run in named else row.run
+        named.add(row.run)
+        options: dict[str, Any] = {"color": [colors[row.run]], "label": label, "alpha": 0.8}
+        axis.scatter(*place, s=DOT * weights.sum(), **options)
+        _step_count(axis, row, place, colors[row.run])
     if priors:  # dots of one size: theirs say something else
-        for handle in axis.legend(fontsize=8, loc="upper left", frameon=False).legend_handles:
+        for handle in axis.legend(**BESIDE).legend_handles:
             handle.set_sizes([DOT])  # type: ignore[union-attr]
     axis.set_title(
         "The trilemma as measured: a dot nearer to a corner is better at it\n"
-        "than at the others, a larger one is better in all, among these",
+        "than at the others, a larger one is better in all, among these; numbers are steps",
         fontsize=10,
     )
     axis.set_aspect("equal")

@@ -1,9 +1,12 @@
 """How far one set of images is from another: every distance, with its interval."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -11,10 +14,26 @@ from vqgen import checkpoint
 from vqgen.evaluation.card import Number
 from vqgen.evaluation.protocol import Protocol, titled
 from vqgen.evaluation.sets import Images
-from vqgen.metrics.distances import Moments, frechet, inception_score, kernel_distance
+from vqgen.metrics.distances import (
+    Moments,
+    frechet,
+    inception_score,
+    kernel_distance,
+    own_kernel,
+)
 from vqgen.metrics.estimate import Estimate
 from vqgen.metrics.features import CHUNK, Extracted, Features
-from vqgen.metrics.manifold import manifold
+from vqgen.metrics.manifold import manifold, radii
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of a reference set, and what the distances need to know about it alone."""
+
+    features: Extracted
+    moments: dict[str, Moments]  # of its pooled and, if there are any, spatial features
+    kernel: float  # distances.own_kernel
+    radii: Tensor  # manifold.radii
 
 
 @dataclass(frozen=True)
@@ -33,16 +52,43 @@ class Extractor:
 
     def remembered(self, images: Images) -> Extracted:
         """Features of a reference set, from the cache if it is there."""
-        path = self.cache / f"{self.fingerprint}_{images.sha256[:16]}_{len(images)}.safetensors"
-        if path.is_file():
-            tensors = load_file(path)
-        else:
+
+        def make() -> dict[str, Tensor]:
             made = self.features.extract(images.images)
             named = {"pooled": made.pooled, "spatial": made.spatial}
-            tensors = {name: value for name, value in named.items() if value is not None}
-            with checkpoint.atomic(path) as temporary:
-                save_file(tensors, temporary)
+            return {name: value for name, value in named.items() if value is not None}
+
+        tensors = self._kept(images, "", make)
         return Extracted(tensors["pooled"], tensors.get("spatial"), None)
+
+    def reference(self, images: Images, neighbors: int) -> Reference:
+        """A reference set with its statistics, from the cache if they are there. Moments that its
+        file states (ADM's, of all images) take the place of those of its images."""
+        found = self.remembered(images)
+        tensors = self._kept(images, f"_k{neighbors}", lambda: _statistics(found, neighbors))
+        moments = {
+            name: Moments(tensors[f"{name} mean"], tensors[f"{name} covariance"])
+            for name in ("pooled", "spatial")
+            if f"{name} mean" in tensors
+        }
+        if self.features.is_fid:
+            moments |= images.moments or {}
+        return Reference(found, moments, tensors["kernel"].item(), tensors["radii"])
+
+    def _kept(
+        self, images: Images, what: str, make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        mark = f"{self.fingerprint}_{images.sha256[:16]}_{len(images)}{what}"
+        path = self.cache / f"{mark}.safetensors"
+        if path.is_file():
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} cannot be read ({error}); delete it") from error
+        tensors = make()
+        with checkpoint.atomic(path) as temporary:
+            save_file(tensors, temporary)
+        return tensors
 
     def stated(self) -> dict:
         """For the card."""
@@ -54,32 +100,35 @@ class Extractor:
         }
 
 
+def _statistics(features: Extracted, neighbors: int) -> dict[str, Tensor]:
+    tensors = {
+        "kernel": torch.tensor(own_kernel(features.pooled), dtype=torch.float64),
+        "radii": radii(features.pooled, neighbors),
+    }
+    for name, values in (("pooled", features.pooled), ("spatial", features.spatial)):
+        if values is not None:
+            moments = Moments.of(values)
+            tensors |= {f"{name} mean": moments.mean, f"{name} covariance": moments.covariance}
+    return tensors
+
+
 def distances(
-    samples: Extracted,
-    reference: Extracted,
-    stored: dict[str, Moments],
-    extractor: Extractor,
-    protocol: Protocol,
+    samples: Extracted, reference: Reference, extractor: Extractor, protocol: Protocol
 ) -> dict[str, Number]:
     """Every distance by name: FD (FID for Inception only), sFD, KID, Inception Score, precision,
-    recall, density, coverage.
-
-    stored  moments of the whole reference set, where its file has them (ADM): they take the place
-            of those of the reference images"""
-    features = extractor.features
+    recall, density, coverage. `reference` was made with the protocol's neighbors."""
+    features, real = extractor.features, reference.features
     n, tag = len(samples.pooled), "" if features.is_fid else f"-{features.name}"
     frechet_name = "FID" if features.is_fid else f"FD{tag}"
-    found: dict[str, Estimate] = {}
-    whole = stored if features.is_fid else {}
-    pooled = whole.get("pooled") or Moments.of(reference.pooled)
-    found[frechet_name] = frechet(samples.pooled, pooled)
-    if samples.spatial is not None and reference.spatial is not None:
-        spatial = whole.get("spatial") or Moments.of(reference.spatial)
-        found["s" + frechet_name] = frechet(samples.spatial, spatial)
-    found[f"KID{tag}"] = kernel_distance(samples.pooled, reference.pooled)
+    found: dict[str, Estimate] = {
+        frechet_name: frechet(samples.pooled, reference.moments["pooled"])
+    }
+    if samples.spatial is not None and "spatial" in reference.moments:
+        found["s" + frechet_name] = frechet(samples.spatial, reference.moments["spatial"])
+    found[f"KID{tag}"] = kernel_distance(samples.pooled, real.pooled, others=reference.kernel)
     if samples.probabilities is not None:
         found[f"IS{tag}"] = inception_score(samples.probabilities, protocol.splits)
-    shares = manifold(samples.pooled, reference.pooled, protocol.neighbors)
+    shares = manifold(samples.pooled, real.pooled, protocol.neighbors, real_radii=reference.radii)
     found |= {f"{name}{tag}": value for name, value in shares.items()}
     return {titled(name, n): numbered(estimate, n) for name, estimate in found.items()}
 

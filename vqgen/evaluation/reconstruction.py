@@ -8,7 +8,7 @@ from vqgen.contracts import TokenSpec
 from vqgen.evaluation import likelihood
 from vqgen.evaluation.card import Number
 from vqgen.evaluation.quality import numbered
-from vqgen.evaluation.sets import Images
+from vqgen.evaluation.sets import Images, digest
 from vqgen.losses.perceptual import PerceptualDistance
 from vqgen.metrics.codebook import CodeUsage
 from vqgen.metrics.estimate import mean
@@ -21,7 +21,7 @@ from vqgen.pipeline import Pipeline
 def reconstruct(pipeline: Pipeline, images: Images) -> Images:
     """The images through the tokenizer, as uint8."""
     made = pictures.to_uint8(likelihood.decoded(pipeline, images))
-    return Images(made, images.labels, f"reconstructions of {images.source}", images.sha256)
+    return Images(made, images.labels, f"reconstructions of {images.source}", digest(made))
 
 
 def measure(

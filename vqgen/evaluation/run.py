@@ -71,6 +71,8 @@ class Evaluation:
             self._likelihood()
         if samples is not None:
             self._distances(samples)
+            self.card.details["samples"] = f"{samples.source}, {len(samples):,} images"
+            self.card.details["samples_sha256"] = samples.sha256
         self.card.details |= {
             "features": self.extractor.stated(),
             "reference": f"{subject.reference.source}, {len(subject.reference):,} images",
@@ -145,11 +147,10 @@ class Evaluation:
         subject, reference = self.subject, self.subject.reference
         with self._timed("features"):
             made = self.extractor.features.extract(samples.images)
-        with self._timed("features of the reference"):
-            real = self.extractor.remembered(reference)
+        with self._timed("features and statistics of the reference"):
+            real = self.extractor.reference(reference, self.protocol.neighbors)
         with self._timed("metrics"):
-            stored = reference.moments or {}
-            rows = quality.distances(made, real, stored, self.extractor, self.protocol)
+            rows = quality.distances(made, real, self.extractor, self.protocol)
         ceiling = subject.given is None and not subject.has_prior
         prefix = "ceiling " if ceiling else ""
         self.card.numbers |= {f"{prefix}{name}": number for name, number in rows.items()}

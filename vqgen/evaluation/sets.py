@@ -73,6 +73,8 @@ def read(path: str | Path, sha256: str | None = None) -> Images:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is not None and found != sha256:
         raise ValueError(f"{path} has the SHA-256 {found}, the protocol wants {sha256}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no readable npz file (such a file is a zip of arrays)")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, Any] = {name: file[name] for name in file.files}
@@ -86,12 +88,7 @@ def read(path: str | Path, sha256: str | None = None) -> Images:
         )
     images = rearrange(torch.from_numpy(pixels), "n h w c -> n c h w")
     labels = _labels(path, arrays["arr_1"], len(images)) if "arr_1" in arrays else None
-    moments = {
-        name: Moments(*(torch.from_numpy(arrays[key]).double() for key in keys))
-        for name, keys in {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}.items()
-        if keys[0] in arrays
-    }
-    return Images(images, labels, str(path), found, moments or None)
+    return Images(images, labels, str(path), found, _moments(path, arrays) or None)
 
 
 def write_npz(path: Path, images: Tensor, labels: Tensor | None) -> None:
@@ -120,6 +117,24 @@ def _read_folder(folder: Path) -> Images:
         )
     images = rearrange(torch.from_numpy(np.stack(pictures)), "n h w c -> n c h w").contiguous()
     return Images(images, None, str(folder), digest(images))
+
+
+def _moments(path: Path, arrays: dict[str, Any]) -> dict[str, Moments]:
+    found = {}
+    for name, keys in {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}.items():
+        mean, covariance = (arrays.get(key) for key in keys)
+        if mean is None and covariance is None:
+            continue
+        shapes = [None if part is None else list(part.shape) for part in (mean, covariance)]
+        d = 0 if mean is None else mean.size
+        if mean is None or covariance is None or shapes != [[d], [d, d]]:
+            raise ValueError(
+                f"wanted {keys[0]} [d] and {keys[1]} [d, d] in {path} (the ADM layout), got "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        pair = (torch.from_numpy(part.astype(np.float64)) for part in (mean, covariance))
+        found[name] = Moments(*pair)
+    return found
 
 
 def _labels(path: Path, classes: np.ndarray, count: int) -> Tensor:

@@ -121,7 +121,7 @@ class Subject:
     def described(self) -> dict[str, Any]:
         """The model, for the card."""
         if self.model is None or self.pipeline is None:
-            return {"path": "images from a file"}
+            return {"path": self.given.source if self.given else "images"}
         loaded, facts = self.pipeline, self.pipeline.facts
         described: dict[str, Any] = {
             "path": str(self.model),

@@ -24,62 +24,82 @@ class Moments:
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
         """features [n, d], n at least 2. Raises ValueError below."""
-        if len(features) < 2:
-            raise ValueError(f"a covariance needs at least 2 images, got {len(features)}")
+        _enough(features)
         features = features.double()
         centered = features - features.mean(dim=0)
         return cls(features.mean(dim=0), centered.T @ centered / (len(features) - 1))
 
     @cached_property
-    def root(self) -> Tensor:
-        """The symmetric square root of the covariance."""
+    def factor(self) -> Tensor:
+        """F [d, d] with F F^T = covariance: Cholesky's, or, where the covariance has no inverse
+        (fewer images than features), out of its eigenvectors."""
+        lower, failed = torch.linalg.cholesky_ex(self.covariance)
+        if not failed:
+            return lower
         values, vectors = torch.linalg.eigh(self.covariance)
-        return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+        return vectors * values.clamp_min(0).sqrt()
 
 
 def frechet(samples: Tensor, reference: Moments) -> Estimate:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2), features [n, d] (Heusel et al. 2017, eq. 6).
 
-    The trace of the root is taken over the eigenvalues of C2^1/2 C1 C2^1/2, which are real; those
-    below rounding count as 0. Biased upwards at finite n: compare equal n only."""
-    made = Moments.of(samples)
-    if made.mean.shape != reference.mean.shape:
+    The trace of the root is taken over the eigenvalues of F^T C1 F with F F^T = C2, which are real
+    and those of C1 C2; as C1 is X^T X, they are also those of the [n, n] matrix X F F^T X^T, and
+    the smaller of the two is taken. Eigenvalues below rounding count as 0. Biased upwards at finite
+    n: compare equal n only."""
+    n, d = len(samples), samples.shape[1]
+    _enough(samples)
+    if d != reference.mean.numel():
         raise ValueError(
-            f"samples have {made.mean.numel()} features, the reference {reference.mean.numel()}: "
+            f"samples have {d} features, the reference {reference.mean.numel()}: "
             "they come from different networks"
         )
-    root = reference.root
-    values, vectors = torch.linalg.eigh(root @ made.covariance @ root)
-    rounding = values.max().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
-    kept = values > rounding
-    roots = values[kept].sqrt()
-    shift = made.mean - reference.mean
-    trace = made.covariance.trace() + reference.covariance.trace() - 2 * roots.sum()
+    samples = samples.double()
+    mean = samples.mean(dim=0)
+    centered = samples - mean
+    turned = centered @ reference.factor / (n - 1) ** 0.5  # X F
+    values, vectors = torch.linalg.eigh(turned @ turned.T if n < d else turned.T @ turned)
+    kept = values > values.max().clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+    roots, vectors = values[kept].sqrt(), vectors[:, kept]
+    squares = centered.square().sum(dim=1)
+    shift = mean - reference.mean
+    trace = squares.sum() / (n - 1) + reference.covariance.trace() - 2 * roots.sum()
     value = (shift.square().sum() + trace).clamp_min(0)
     # the derivative of the formula in the weight of each image: d tr(M^1/2) = tr(M^-1/2 dM) / 2
-    centered = samples.double() - made.mean
-    along = centered @ (root @ (vectors[:, kept] / roots.sqrt()))
-    spread = (centered.square().sum(1) - along.square().sum(1)) * len(samples) / (len(samples) - 1)
-    influence = 2 * centered @ shift + spread
+    along = vectors.square() @ roots if n < d else (turned @ vectors).square() @ (1 / roots)
+    influence = 2 * centered @ shift + (squares - (n - 1) * along) * n / (n - 1)
     return Estimate(value.item(), influence)
 
 
-def kernel_distance(samples: Tensor, reference: Tensor, chunk: int = CHUNK) -> Estimate:
+def _enough(features: Tensor) -> None:
+    if len(features) < 2:
+        raise ValueError(f"a covariance needs at least 2 images, got {len(features)}")
+
+
+def kernel_distance(
+    samples: Tensor, reference: Tensor, chunk: int = CHUNK, others: float | None = None
+) -> Estimate:
     """KID: the squared maximum mean discrepancy under (x.y / d + 1)^3 (Binkowski et al. 2018).
 
     features [n, d] and [m, d]. The unbiased U-statistic over ALL pairs, not the mean over random
     subsets, which estimates the same number with more noise; it can be slightly negative. Memory
-    is chunk * (n + m)."""
+    is chunk * (n + m).
+
+    others  own_kernel(reference), where it is known already"""
     n, m = len(samples), len(reference)
     if min(n, m) < 2:
         raise ValueError(f"KID needs at least 2 images on each side, got {n} and {m}")
-    within = _kernel_rows(samples, samples, chunk)
-    across = _kernel_rows(samples, reference, chunk)
-    others = _kernel_rows(reference, reference, chunk)
-    own, real = _diagonal(samples), _diagonal(reference)
-    within = (within - own) / (n - 1)
-    value = within.mean() + ((others - real) / (m - 1)).mean() - 2 * (across / m).mean()
-    return Estimate(value.item(), 2 * (within - across / m))
+    within = (_kernel_rows(samples, samples, chunk) - _diagonal(samples)) / (n - 1)
+    across = _kernel_rows(samples, reference, chunk) / m
+    others = own_kernel(reference, chunk) if others is None else others
+    value = within.mean() + others - 2 * across.mean()
+    return Estimate(value.item(), 2 * (within - across))
+
+
+def own_kernel(features: Tensor, chunk: int = CHUNK) -> float:
+    """The mean kernel of two different images of one set, [m, d] with m at least 2."""
+    rows = _kernel_rows(features, features, chunk) - _diagonal(features)
+    return (rows / (len(features) - 1)).mean().item()
 
 
 def _kernel_rows(left: Tensor, right: Tensor, chunk: int) -> Tensor:

@@ -26,16 +26,16 @@ class Estimate:
 
         It covers the noise of drawing these images once more, not the bias that a distance between
         sets has at small n."""
-        n = len(self.contributions)
-        centered = (self.contributions - self.contributions.mean()).double().cpu()
+        n, each = len(self.contributions), self.contributions.double().cpu()
         generator = torch.Generator().manual_seed(seed)
         rows = max(1, DRAWS // n)
         means = []
         for start in range(0, RESAMPLES, rows):
             shape = (min(rows, RESAMPLES - start), n)
-            means.append(centered[torch.randint(n, shape, generator=generator)].mean(dim=1))
+            means.append(each[torch.randint(n, shape, generator=generator)].mean(dim=1))
         edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        low, high = (torch.quantile(torch.cat(means), edges) + self.value).tolist()
+        shift = self.value - each.mean()  # 0 for a mean: a share of none stays 0 exactly
+        low, high = (torch.quantile(torch.cat(means), edges) + shift).tolist()
         return low, high
 
 

@@ -10,10 +10,15 @@ from vqgen.metrics.estimate import Estimate, mean
 
 NEIGHBORS = 5
 CHUNK = 1024  # rows of a distance matrix held at a time
+CANDIDATES = 4  # as near as float32 can tell
 
 
 def manifold(
-    samples: Tensor, reference: Tensor, neighbors: int = NEIGHBORS, chunk: int = CHUNK
+    samples: Tensor,
+    reference: Tensor,
+    neighbors: int = NEIGHBORS,
+    chunk: int = CHUNK,
+    real_radii: Tensor | None = None,
 ) -> dict[str, Estimate]:
     """features [n, d] and [m, d] -> by name:
 
@@ -23,23 +28,20 @@ def manifold(
     coverage   share of real balls that hold a sample
 
     Intervals of precision and density resample the samples, of recall and coverage the real images.
+
+    real_radii  radii(reference, neighbors), where they are known already
     Raises ValueError if a set has no k neighbours to offer."""
-    for name, features in (("samples", samples), ("reference images", reference)):
-        if len(features) <= neighbors:
-            raise ValueError(
-                f"precision and recall with neighbors={neighbors} need more than {neighbors} "
-                f"{name}, got {len(features)}; type a larger n= or a smaller neighbors="
-            )
+    sample_radii = radii(samples, neighbors, chunk, "samples")
+    if real_radii is None:
+        real_radii = radii(reference, neighbors, chunk)
     samples, reference = samples.float(), reference.float()
     center = reference.mean(dim=0)  # small numbers: little is lost in |x|^2 + |y|^2 - 2 x.y
     samples, reference = samples - center, reference - center
-    sample_radii = _radii(samples, neighbors, chunk)
-    real_radii = _radii(reference, neighbors, chunk)
     balls = torch.zeros(len(samples), dtype=torch.float64, device=samples.device)
     recalled, covered = [], []
-    for rows, radii in zip(reference.split(chunk), real_radii.split(chunk), strict=True):
+    for rows, reach in zip(reference.split(chunk), real_radii.split(chunk), strict=True):
         squared = squared_distances(rows, samples)
-        inside = squared <= radii[:, None]
+        inside = squared <= reach[:, None]
         balls += inside.sum(dim=0)
         covered.append(inside.any(dim=1))
         recalled.append((squared <= sample_radii).any(dim=1))
@@ -51,28 +53,47 @@ def manifold(
     }
 
 
+def radii(
+    features: Tensor, neighbors: int, chunk: int = CHUNK, name: str = "reference images"
+) -> Tensor:
+    """The squared distance to the k-th nearest other image of a set [n, d], Float [n].
+
+    Raises ValueError if there are not so many others; `name` is what it calls the images."""
+    if len(features) <= neighbors:
+        raise ValueError(
+            f"precision and recall with neighbors={neighbors} need more than {neighbors} "
+            f"{name}, got {len(features)}; type a larger n= or a smaller neighbors="
+        )
+    features = features.float()
+    features = features - features.mean(dim=0)
+    found, start = [], 0
+    for part in features.split(chunk):
+        squared = squared_distances(part, features)
+        rows = torch.arange(len(part), device=features.device)
+        squared[rows, start + rows] = torch.inf  # an image is not its own neighbour
+        found.append(squared.kthvalue(neighbors, dim=1).values)
+        start += len(part)
+    return torch.cat(found)
+
+
 def nearest(samples: Tensor, reference: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """The nearest reference image of each sample: (distance [n], index Long [n])."""
-    reference = reference.double()
-    found = [
-        squared_distances(part, reference).min(dim=1) for part in samples.double().split(chunk)
-    ]
-    return torch.cat([f.values for f in found]).sqrt(), torch.cat([f.indices for f in found])
+    """The nearest reference image of each sample: (distance Double [n], index Long [n]).
+
+    Few candidates are found in float32 and measured in float64: a copy is at 0 exactly."""
+    samples, reference = samples.double(), reference.double()
+    center = reference.mean(dim=0)
+    quick, known = (samples - center).float(), (reference - center).float()
+    distances, indices = [], []
+    for part, rows in zip(samples.split(chunk), quick.split(chunk), strict=True):
+        few = squared_distances(rows, known).topk(min(CANDIDATES, len(known)), largest=False)
+        exact = (part[:, None] - reference[few.indices]).square().sum(dim=2)
+        squared, place = exact.min(dim=1)
+        distances.append(squared.sqrt())
+        indices.append(few.indices.gather(1, place[:, None])[:, 0])
+    return torch.cat(distances), torch.cat(indices)
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:
     """[n, d] and [m, d] -> [n, m], never negative."""
     squared = left.square().sum(1)[:, None] + right.square().sum(1) - 2 * left @ right.T
     return squared.clamp_min(0)
-
-
-def _radii(features: Tensor, neighbors: int, chunk: int) -> Tensor:
-    """The squared distance to the k-th nearest other image, [n]."""
-    radii, start = [], 0
-    for part in features.split(chunk):
-        squared = squared_distances(part, features)
-        rows = torch.arange(len(part), device=features.device)
-        squared[rows, start + rows] = torch.inf  # an image is not its own neighbour
-        radii.append(squared.kthvalue(neighbors, dim=1).values)
-        start += len(part)
-    return torch.cat(radii)

@@ -64,9 +64,12 @@ class Timm(Features):
         super().__init__()
         timm = _timm()
         if not timm.is_model(model):
-            close = get_close_matches(model, timm.list_models(), n=1)
-            hint = f"; did you mean timm:{close[0]}?" if close else ""
-            raise ValueError(f"timm has no model {model!r}{hint}")
+            close = get_close_matches(model.lower(), timm.list_models(), n=1)
+            hint = f"; did you mean timm:{close[0]}?" if close else "."
+            family = re.split(r"[^a-z]", model.lower())[0] + "*"
+            listed = f"timm.list_models({family!r})" if timm.list_models(family) else ""
+            command = f'python -c "import timm; print(*{listed or "timm.list_models()"})"'
+            raise ValueError(f"timm has no model {model!r}{hint} For a list type: {command}")
         self.name = name
         options: dict[str, Any] = {"img_size": 224} if name == "dinov2" else {}
         if weights is not None:
