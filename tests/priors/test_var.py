@@ -443,7 +443,7 @@ def test_scales_that_are_not_in_yet_are_neither_read_nor_trained() -> None:
 
 def test_drop_path_rises_linearly_over_the_blocks() -> None:
     model = new(depth=4)
-    rates = [block.drop[1].p for block in model.transformer.blocks]
+    rates = [block.drop[1].rate for block in model.transformer.blocks]
     assert rates == pytest.approx([0.0, 0.1 / 24 * 4 / 3, 0.1 / 24 * 8 / 3, 0.1 / 24 * 4])
     torch.manual_seed(0)
     heavy, given, asked = make(num_classes=3, drop_path=0.9), tokens(), condition()

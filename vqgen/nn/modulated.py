@@ -6,10 +6,10 @@ Peebles and Xie 2023); how it is initialized is the prior's business.
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from vqgen.nn.attention import Attention
 from vqgen.nn.cache import LayerCache
+from vqgen.nn.drop_path import DropPath
 from vqgen.nn.linear import Linear
 
 PARTS = 6  # gates, scales and shifts of attention and feed-forward
@@ -39,7 +39,7 @@ class ModulatedBlock(nn.Module):
             width, heads=heads, dropout=attention_dropout, bias=True, unit_qk=unit_qk, scale=scale
         )
         self.ffn = FeedForward(width, hidden=hidden)
-        self.drop = nn.Sequential(nn.Dropout(dropout), StochasticDepth(drop_path, "row"))
+        self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
         self.shared = condition_width is None
         if condition_width is None:
             self.offset = nn.Embedding(PARTS, width)  # a table: weight decay leaves it alone

@@ -2,10 +2,10 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from vqgen.nn.attention import Attention
 from vqgen.nn.cache import LayerCache
+from vqgen.nn.drop_path import DropPath
 from vqgen.nn.linear import Linear
 from vqgen.nn.norm import RMSNorm
 
@@ -32,10 +32,8 @@ class Block(nn.Module):
         self.attention = Attention(width, heads=heads, kv_heads=kv_heads, dropout=attention_dropout)
         self.ffn_norm = RMSNorm(width, eps=norm_eps)
         self.ffn = SwiGLU(width, hidden=hidden)
-        self.drop_attention = nn.Sequential(
-            nn.Dropout(residual_dropout), StochasticDepth(drop_path, "row")
-        )
-        self.drop_ffn = nn.Sequential(nn.Dropout(ffn_dropout), StochasticDepth(drop_path, "row"))
+        self.drop_attention = nn.Sequential(nn.Dropout(residual_dropout), DropPath(drop_path))
+        self.drop_ffn = nn.Sequential(nn.Dropout(ffn_dropout), DropPath(drop_path))
 
     def forward(
         self,
