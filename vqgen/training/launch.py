@@ -187,15 +187,16 @@ def train(
             raise
         raise OSError(f"{sentence}, and train.resume={run.folder} to go on") from error
     finally:
+        lock.release()
         for board in boards:
             board.close()
-        lock.release()
     if saver.signal is None:
         return 0
-    print(
-        f"saved and left on signal {saver.signal} at step {module.counters.step}; "
-        f"go on with train.resume={run.folder}"
-    )
+    if lightning.is_global_zero:
+        print(
+            f"saved and left on signal {saver.signal} at step {module.counters.step}; "
+            f"go on with train.resume={run.folder}"
+        )
     return 128 + saver.signal
 
 
