@@ -16,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from vqgen.training.logs import Board
 
-
 LOGIN_SECONDS = 60  # to type a key, where somebody sits at a terminal
 FINISH_SECONDS = "120"  # to send what is left; what was not sent stays in the run folder
 
