@@ -148,7 +148,9 @@ def train(
     devices.once(lambda: _begin(lock, run.folder))
     switched = {name: settings["trainer"].get(name, False) for name in devices.SWITCHES}
     switches.apply_(module.model, **switched)
-    boards = [FileBoard(run.folder), *boards]
+    files = FileBoard(run.folder)
+    files.rewind(run.counters.step)
+    boards = [files, *boards]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # the EMA
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # data in memory
