@@ -59,14 +59,22 @@ def stage2(folder: Path, flow: bool = False) -> Stage2:
     )
 
 
-def train(folder: Path, module: TrainingModule, data: Any, strategy: str, run: Run | None = None):
+def train(
+    folder: Path,
+    module: TrainingModule,
+    data: Any,
+    strategy: str,
+    run: Run | None = None,
+    precision: str = "32-true",
+    recompute: bool = False,
+):
     """Through launch.train, as the commands do; -> the trained model's tensors, whole."""
     settings = tiny.settings(validate_every=3, save_every=3)
-    settings["trainer"]["strategy"] = strategy
+    settings["trainer"] |= {"strategy": strategy, "recompute": recompute}
     opened = run or Run(folder)
     data.samples_seen = opened.counters.samples
     folder.mkdir(exist_ok=True, parents=True)
-    launch.train(module, data, opened, settings, boards=[], precision="32-true")
+    launch.train(module, data, opened, settings, boards=[], precision=precision)
     return module.model.state_dict()
 
 
@@ -86,6 +94,13 @@ def sampled() -> Tensor:
         return pipeline.sample(labels[rows], seeds=list(range(7))[rows], batch=2)
 
     return spread(some, 7, batch=2)
+
+
+SWITCHED: dict[str, Any] = {
+    "fsdp-recompute": {"recompute": True},
+    "fsdp-bf16": {"precision": "bf16-mixed"},
+    "fsdp-bf16-recompute": {"precision": "bf16-mixed", "recompute": True},
+}
 
 
 def work(rank: int, folder: Path, port: int) -> None:
@@ -108,6 +123,9 @@ def work(rank: int, folder: Path, port: int) -> None:
         results[update] = {**module.model.state_dict(), **module.average.state_dict()}
     for strategy in ("ddp", "fsdp"):
         results[strategy] = whole(train(folder / strategy, stage2(folder), encoded(), strategy))
+    for kind, options in SWITCHED.items():
+        trained = train(folder / kind, stage2(folder), encoded(), "fsdp", **options)
+        results[kind] = whole(trained)
     run = devices.once(lambda: half_way(folder, "ddp", folder / "cut"))
     results["resumed"] = train(folder / "cut", stage2(folder), encoded(), "ddp", run)
     run = devices.once(lambda: half_way(folder, "fsdp", folder / "cut_fsdp"))
@@ -240,6 +258,23 @@ def test_stage_2_ends_where_one_process_does(both: Any, tmp_path: Path, strategy
     ]
     for name, value in exported[0].items():
         torch.testing.assert_close(exported[1][name], value, atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", SWITCHED)
+def test_shards_may_be_recomputed_and_in_bf16(both: Any, kind: str) -> None:
+    """Recomputed: the same up to rounding. In bf16: weights stay float32, and the result is near
+    that of float32."""
+    folder, first, second = both
+    compared = first["fsdp-bf16" if kind == "fsdp-bf16-recompute" else "fsdp"]
+    for name, value in first[kind].items():
+        assert torch.equal(value, second[kind][name]) and value.dtype == torch.float32, name
+        if kind.endswith("recompute"):
+            torch.testing.assert_close(value, compared[name], atol=2e-5, rtol=1e-4, msg=name)
+    plain, switched = rows(folder / "fsdp"), rows(folder / kind)
+    last = (STEPS, "val/bits_per_token")
+    assert switched[last] == pytest.approx(plain[last], rel=0.01)
+    if "bf16" in kind:
+        assert switched[1, "train/total"] != plain[1, "train/total"], "it was computed in bf16"
 
 
 @pytest.mark.parametrize(("whole", "cut"), [("ddp", "resumed"), ("fsdp", "resumed_fsdp")])

@@ -179,6 +179,7 @@ def strategy(name: str) -> Strategy | str:
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {"find_unused_parameters": True, sync: False}
+    options["gradient_as_bucket_view"] = True  # else what is exchanged is a copy of all gradients
     return DDPStrategy(**options)
 
 
