@@ -275,7 +275,7 @@ def test_shards_may_be_recomputed_and_in_bf16(both: Any, kind: str) -> None:
     assert switched[last] == pytest.approx(plain[last], rel=0.01)
     if "bf16" in kind:
         same = switched[STEPS, "train/total"] == plain[STEPS, "train/total"]
-            assert not same, "it was computed in bf16"
+        assert not same, "it was computed in bf16"
 
 
 @pytest.mark.parametrize(("whole", "cut"), [("ddp", "resumed"), ("fsdp", "resumed_fsdp")])

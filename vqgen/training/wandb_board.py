@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import wandb
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from vqgen.training.logs import Board
