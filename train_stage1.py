@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, finetune, planning
 from vqgen.evaluation import small
-from vqgen.training import launch, plan
+from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
 
 
@@ -22,6 +22,7 @@ def main(config: DictConfig) -> int:
     if resumed is not None:
         config = cli.compose("train_stage1", cli.merged(launch.stored_overrides(resumed)))
     settings = build.plain(config)
+    devices.join(settings["trainer"])  # a resumed run's, which need not be typed again
     check(settings)
     recipe, precision = launch.recipe(settings["train"]), build.precision(settings)
     seed_everything(settings["train"]["seed"], verbose=False)

@@ -22,6 +22,7 @@ def main(config: DictConfig) -> int:
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
     chosen = build.plain(cli.compose("train_stage2", words))
+    devices.join(chosen["trainer"])  # a resumed run's, which need not be typed again
     export = devices.once(lambda: fitting.find_tokenizer(chosen))
     if not resumed:  # the data that the tokenizer was trained on, unless told otherwise
         words = cli.merged(launch.stored_overrides(export.parent), group="data")

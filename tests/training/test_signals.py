@@ -101,7 +101,7 @@ def test_two_processes_save_and_leave_on_sigterm(
     assert printed.count(b"saved and left on signal 15 at step") == 1, printed.decode()
     assert b"validation at step" not in printed, "a scheduler does not wait for one"
     assert (run_of(cut) / "checkpoints" / "last.ckpt").is_file()
-    name = ["run.name=killed", "train.resume=auto", *two]
+    name = ["run.name=killed", "train.resume=auto"]  # trainer.devices is remembered too
     assert start(cut, words=name, under=under).wait() == 0
     expected, got = trained(whole), trained(cut)
     for name, value in expected.items():

@@ -135,11 +135,11 @@ class Folder:
     def writing(self, name: str) -> Iterator[Path]:
         """Yield a local path to write to; the file appears under its name if all went well."""
         target = f"{self.path}/{name}"
-        self.files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         # beside the target, so that a rename is enough; a remote file is uploaded in one piece
         place = Path(target).parent if self.local else Path(tempfile.gettempdir())
         temporary = place / f".{Path(name).name}.{os.getpid()}.writing"
         try:
+            self.files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -150,7 +150,7 @@ class Folder:
         except OSError as error:
             raise OSError(
                 f"could not write {self.root}/{name} ({error.strerror or error}); what is there is "
-                "kept: free some space and type the same command again"
+                "kept: free some space, or make it writable, and type the same command again"
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
