@@ -5,8 +5,7 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, checkpoint, cli, finetune
-from vqgen.data.order import micro_batch_size
+from vqgen import build, cli, finetune, planning
 from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
@@ -16,12 +15,14 @@ from vqgen.training.stage1 import Stage1
 def main(config: DictConfig) -> int:
     """Build data, tokenizer and loss from the config, train, export runs/stage1/<run>/tokenizer."""
     if config.plan:
-        return show_plan(build.plain(config))
+        check(build.plain(config))
+        return plan.show(planning.stage1(build.plain(config)))
     name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage1", name=name)
     if resumed is not None:
         config = cli.compose("train_stage1", cli.merged(launch.stored_overrides(resumed)))
     settings = build.plain(config)
+    devices.join(settings["trainer"])  # a resumed run's, which need not be typed again
     check(settings)
     recipe, precision = launch.recipe(settings["train"]), build.precision(settings)
     seed_everything(settings["train"]["seed"], verbose=False)
@@ -69,25 +70,6 @@ def check(settings: dict) -> None:
             f"stage 1 needs images, and data={cli.choice('data')} holds latents for stage 2; "
             "type data=emoji, or data=folder data.root=DIR"
         )
-
-
-def show_plan(settings: dict) -> int:
-    """plan=true: what the run would take; neither data nor LPIPS weights are loaded."""
-    check(settings)
-    size = settings["data"]["size"]
-    size = [size, size] if isinstance(size, int) else size
-    with torch.device("meta"):
-        node = settings["tokenizer"]
-        if settings["init"]:
-            found = finetune.find(settings["init"], "tokenizer")
-            node = checkpoint.read_header(found)["architecture"]
-        tokenizer = build.make({**node, "image_size": size})
-        loss = build.make({**settings["loss"], "perceptual": None})
-    loss.check_size(tuple(size))
-    world = devices.planned(settings["trainer"])
-    train = settings["train"]
-    micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
-    return plan.show(plan.plan(settings, tokenizer, devices=world, others=loss.gan, micro=micro))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ from functools import partial
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, checkpoint, cli, features, finetune, fitting, pipeline
-from vqgen.data.order import micro_batch_size
+from vqgen import build, cli, features, finetune, fitting, pipeline, planning
 from vqgen.evaluation import small
 from vqgen.preview import Preview
 from vqgen.training import devices, latents, launch, plan
@@ -23,6 +22,7 @@ def main(config: DictConfig) -> int:
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
     chosen = build.plain(cli.compose("train_stage2", words))
+    devices.join(chosen["trainer"])  # a resumed run's, which need not be typed again
     export = devices.once(lambda: fitting.find_tokenizer(chosen))
     if not resumed:  # the data that the tokenizer was trained on, unless told otherwise
         words = cli.merged(launch.stored_overrides(export.parent), group="data")
@@ -84,15 +84,8 @@ def show_plan(settings: dict) -> int:
     export = fitting.find_tokenizer(settings)
     words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))  # as training will find it
-    header = checkpoint.read_header(export)
-    tokenizer, prior = fitting.sketch(settings, header)
-    fitting.check_size(settings["data"].get("size"), tokenizer, export)
-    world = devices.planned(settings["trainer"])
     typed = any(word.lstrip("+~").startswith("data") for word in cli.typed_overrides())
-    images = fitting.training_images(settings, {} if typed else header["facts"])
-    train = settings["train"]
-    micro = micro_batch_size(train["global_batch"], train["accumulate"], world)
-    return plan.show(plan.plan(settings, prior, devices=world, images=images, micro=micro))
+    return plan.show(planning.stage2(settings, export, typed_data=typed))
 
 
 if __name__ == "__main__":

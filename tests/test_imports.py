@@ -43,6 +43,7 @@ ALLOWED = {
     "fitting": {
         *("build", "checkpoint", "contracts", "data", "features", "finetune", "pipeline", "runs")
     },
+    "planning": {"build", "checkpoint", "data", "finetune", "fitting", "training"},
     "preview": {"contracts", "pictures", "pipeline", "sampling"},
     "importing": {"contracts", "build", "checkpoint", "nn"},
     "text": {"contracts", "checkpoint"},

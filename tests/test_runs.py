@@ -1,5 +1,6 @@
 """Run folders: names, the newest fitting one, and what is said when none fits."""
 
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,33 @@ def test_two_runs_in_one_second_get_two_folders_in_order(tmp_path: Path) -> None
     assert len(set(made)) == 3
     assert list(runs.newest_first(tmp_path, "stage1", "first")) == made[::-1]
     assert list(runs.newest_first(tmp_path, "stage1", "other")) == []
+
+
+def test_a_clock_that_was_set_back_changes_no_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an hour (the end of summer time) or to 1970: the newest run stays the newest."""
+
+    class Clock(datetime):
+        hours = iter([12, 11, 12, -400_000])
+
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime(2026, 10, 25) + timedelta(hours=next(cls.hours))
+
+    monkeypatch.setattr(runs, "datetime", Clock)
+    made = [runs.new(tmp_path, "stage1", f"run{i}") for i in range(4)]
+    assert list(runs.newest_first(tmp_path, "stage1")) == made[::-1]
+    assert made[2].name == "20261025_120002_run2"
+
+
+def test_folders_of_other_names_are_no_runs(tmp_path: Path) -> None:
+    made = runs.new(tmp_path, "stage1", "first")
+    for name in ("old_copy_first", "zz_top", ".git", f"{made.name}.bak/x"):
+        (tmp_path / "stage1" / name).mkdir(parents=True)
+    (tmp_path / "stage1" / "99999999_999999_digits").mkdir()
+    assert runs.new(tmp_path, "stage1", "second").name.endswith("_second")
+    assert next(runs.newest_first(tmp_path, "stage1", "first")) == made
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "two words"])

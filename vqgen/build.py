@@ -222,6 +222,12 @@ def precision(settings: dict[str, Any]) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
+def place(settings: dict[str, Any]) -> dict[str, str]:
+    """Device and precision of this machine that a run with these settings would train in."""
+    wanted = "cpu" if settings["trainer"]["accelerator"] == "cpu" else "auto"
+    return {"device": device(wanted), "precision": precision(settings)}
+
+
 def nearest(word: str, words: list[str]) -> str:
     """A hint at the nearest valid word, also by its last part (loss.gan.strat ->
     loss.gan.start)."""

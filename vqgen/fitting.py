@@ -62,15 +62,17 @@ def check_data(settings: dict[str, Any], data: Any, tokenizer: Tokenizer) -> Non
         )
 
 
-def sketch(settings: dict[str, Any], header: dict[str, Any]) -> tuple[Tokenizer, Prior]:
-    """The tokenizer of this header and the prior that would be trained on it, without memory for
-    their weights (on the meta device)."""
+def sketch(
+    settings: dict[str, Any], header: dict[str, Any], device: str = "meta"
+) -> tuple[Tokenizer, Prior]:
+    """The tokenizer of this header and the prior that would be trained on it, with random weights,
+    or on the meta device without memory for them."""
     architecture, node = header["architecture"], settings["prior"]
     if settings["as_features"]:
         architecture = features.wrapped(architecture)
     if settings["init"]:
         node = checkpoint.read_header(finetune.find(settings["init"], "prior"))["architecture"]
-    with torch.device("meta"):
+    with torch.device(device):
         tokenizer = build.model(architecture)
         return tokenizer, build.prior(
             node, tokenizer, num_classes=len(header["facts"]["class_names"])

@@ -5,9 +5,13 @@ config.yaml  overrides.txt  metrics.csv  checkpoints/  samples/  and tokenizer/ 
 pipeline/ (stage 2)
 """
 
-import time
+import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
+
+NAME = re.compile(r"(\d{8}_\d{6})(?:-\d\d)?_(.+)")  # the ending is of older versions
+STAMP = "%Y%m%d_%H%M%S"
 
 EXPORT = {
     "stage1": "tokenizer",
@@ -16,33 +20,49 @@ EXPORT = {
 
 
 def new(root: Path, stage: str, name: str) -> Path:
-    """Make the folder of a new run; two runs started in the same second get different names."""
+    """Make the folder of a new run. Its time is that of the clock, or where a clock was set back
+    the second after the newest run: the names stay in the order in which the runs were started."""
     if not name or any(letter in name for letter in "/\\ "):
         raise ValueError(
             f"wanted a plain word as run.name, got {name!r}; type for example run.name=first"
         )
-    stamp = time.strftime("%Y%m%d_%H%M%S")
-    for ending in ("", *(f"-{number:02}" for number in range(2, 100))):
-        folder = root / stage / f"{stamp}{ending}_{name}"
+    while True:
+        times = [datetime.now(), *(_time(run) + timedelta(seconds=1) for run in _runs(root, stage))]
+        folder = root / stage / f"{max(times).strftime(STAMP)}_{name}"
         try:
             folder.mkdir(parents=True)
-        except FileExistsError:
+            return folder
+        except FileExistsError:  # another process was faster
             continue
         except OSError as error:
             raise OSError(
                 f"cannot make the run folder {folder} ({error.strerror}); "
                 "type run.root=DIR for a folder you may write"
             ) from error
-        return folder
-    raise ValueError(f"could not find a free name for a run in {root / stage}")
 
 
 def newest_first(root: Path, stage: str, name: str | None = None) -> Iterator[Path]:
     """The runs of a stage, newest first; with `name`, only those of that name."""
-    folders = sorted(
-        (root / stage).glob("*_*_*"), key=lambda path: path.name.split("_", 2)[:2], reverse=True
-    )
-    return (folder for folder in folders if name is None or folder.name.split("_", 2)[2] == name)
+    return (run for run in _runs(root, stage) if name is None or _parts(run)[1] == name)
+
+
+def _runs(root: Path, stage: str) -> list[Path]:
+    """All runs of a stage, newest first; folders of other names are none."""
+    named = (path for path in (root / stage).glob("*") if NAME.fullmatch(path.name))
+    return sorted(named, key=lambda run: run.name.split("_", 2)[:2], reverse=True)
+
+
+def _parts(run: Path) -> tuple[str, str]:
+    found = NAME.fullmatch(run.name)
+    assert found is not None
+    return found[1], found[2]
+
+
+def _time(run: Path) -> datetime:
+    try:
+        return datetime.strptime(_parts(run)[0], STAMP)
+    except ValueError:  # digits, but no time
+        return datetime.min
 
 
 def stage1_export(

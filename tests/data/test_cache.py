@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,6 +220,10 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def named(file: str) -> Callable[[dict[str, Any]], None]:
+    return lambda plain: plain["shards"]["train"][0].update(file=file)
+
+
 ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "one byte": (lambda path: flip_a_byte(path / "train" / "00000.arrow"), "not what was written"),
     "cut short": (
@@ -232,16 +237,32 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot be read",
     ),
     "a path that leads outside": (
-        lambda path: rewrite(path, lambda text: text.replace("train/00000", "../../etc/00000")),
+        lambda path: rewrite(path, marked(named("../../etc/00000.arrow"))),
         r"names '../../etc/00000.arrow', which is no file of a cache",
     ),
     "an absolute path": (
-        lambda path: rewrite(path, lambda text: text.replace("train/00000", "/etc/00000")),
+        lambda path: rewrite(path, marked(named("/etc/00000.arrow"))),
         "no file of a cache",
     ),
     "fewer images": (
         lambda path: rewrite(path, lambda text: text.replace('"train": 24', '"train": 20')),
-        "its manifest says",
+        "it was edited",
+    ),
+    "other classes": (
+        lambda path: rewrite(path, lambda text: text.replace('"class 0"', '"class 9"')),
+        "it was edited",
+    ),
+    "another vocabulary": (
+        lambda path: rewrite(
+            path, lambda text: text.replace('"vocab_size": 32', '"vocab_size": 9')
+        ),
+        "it was edited",
+    ),
+    "another tokenizer's mark": (
+        lambda path: rewrite(
+            path, lambda text: text.replace('"tokenizer": "abc"', '"tokenizer": "d"')
+        ),
+        "it was edited",
     ),
 }
 
@@ -249,6 +270,18 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
 def rewrite(folder: Path, change: Callable[[str], str]) -> None:
     path = folder / "manifest.json"
     path.write_text(change(path.read_text()))
+
+
+def marked(change: Callable[[dict[str, Any]], None]) -> Callable[[str], str]:
+    """A change of the manifest that its own hash does not tell."""
+
+    def changed(text: str) -> str:
+        plain = json.loads(text)
+        header = {name: plain.pop(name) for name in ("format", "sha256")}
+        change(plain)
+        return json.dumps({**header, "sha256": manifest.digest(plain), **plain})
+
+    return changed
 
 
 @pytest.mark.parametrize("how", ALTERED)
@@ -306,7 +339,65 @@ def test_crops_of_center_cropped_data_are_refused(tmp_path: Path) -> None:
 
 
 def test_plans_differ_by_their_images(tmp_path: Path) -> None:
-    """Other classes for the same images are another cache."""
+    """Other classes for the same images are another cache, as are other images of the same name."""
     planned = written(tmp_path, tiny.data(), tiny.tokenizer())
     assert json.loads((tmp_path / "manifest.json").read_text())["data_hash"] == planned.data_hash
-    assert planned.differences(replace(planned, labels="0")) == [f"labels: {planned.labels} -> 0"]
+    assert planned.differences(replace(planned, content="0")) == [
+        f"content: {planned.content} -> 0"
+    ]
+    data, other = tiny.data(), tiny.data()
+    other.val.pixels.images[5] = 255 - other.val.pixels.images[5]  # type: ignore[attr-defined]
+    first, second = (
+        extract.plan(each, tiny.tokenizer(), fingerprint="abc", path="x") for each in (data, other)
+    )
+    assert len(first.differences(second)) == 1
+
+
+def test_shards_of_another_tokenizer_are_not_adopted(tmp_path: Path) -> None:
+    """Where somebody removed the manifest."""
+    data, other = tiny.data(), tiny.tokenizer("ema")
+    torch.nn.init.normal_(other.bottleneck.codebook.weight)  # type: ignore[union-attr]
+    written(tmp_path / "x", data, tiny.tokenizer())
+    (tmp_path / "x" / "manifest.json").unlink()
+    for name in ("x", "fresh"):
+        planned = extract.plan(data, other.eval(), fingerprint="def", path="y")
+        extract.extract(planned, data, other, str(tmp_path / name), batch=5)
+    ours, fresh = (batches(read(tmp_path / name), 3) for name in ("x", "fresh"))
+    for one, two in zip(ours, fresh, strict=True):
+        assert torch.equal(one["latents"], two["latents"])
+
+
+@pytest.mark.parametrize("how", ["one byte", "cut short", "a file less"])
+def test_the_same_command_mends_a_damaged_cache(tmp_path: Path, how: str) -> None:
+    """As the refusal says; what is whole is not done again."""
+    whole = written(tmp_path, tiny.data(), tiny.tokenizer(), shard_images=6)
+    ALTERED[how][0](tmp_path)
+    with pytest.raises(ValueError, match=r"replaces what is damaged: python scripts/cache_latents"):
+        read(tmp_path)
+    assert written(tmp_path, tiny.data(), Killed(tiny.tokenizer(), 4), shard_images=6) == whole
+    read(tmp_path)
+
+
+BOMBS: dict[str, dict[str, Any]] = {
+    "other columns": {f"column {i}": np.zeros(24, np.int8) for i in range(2000)},
+    "more rows": {"tokens": [[0] * 6] * 1000, "label": [0] * 1000},
+    "longer rows": {"tokens": [[0] * 60000] * 24, "label": [0] * 24},
+}
+
+
+@pytest.mark.parametrize("what", [*BOMBS, "no Arrow at all"])
+def test_a_file_of_other_content_with_the_right_hash_is_refused(tmp_path: Path, what: str) -> None:
+    """One sentence, whatever lies inside, and before anything of it is decoded."""
+    written(tmp_path, tiny.data(), tiny.tokenizer())
+    path = tmp_path / "train" / "00000.arrow"
+    if what in BOMBS:
+        table = pa.table(BOMBS[what])
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_bytes(b"ARROW" * 100)
+    shard = manifest.describe_shard(manifest.Folder(str(tmp_path)), "train/00000.arrow", 24, "")
+    facts = {"bytes": shard.bytes, "sha256": shard.sha256}
+    rewrite(tmp_path, marked(lambda plain: plain["shards"]["train"][0].update(facts)))
+    with pytest.raises(ValueError, match=r"00000\.arrow is not what was written"):
+        read(tmp_path)

@@ -22,6 +22,20 @@ def test_the_file_board_appends(tmp_path: Path) -> None:
     assert rows == [("1", "train/a", "1"), ("2", "train/a", "0.5"), ("2", "val/b", "2")]
 
 
+def test_a_rewound_board_has_no_row_twice(tmp_path: Path) -> None:
+    """Rows after the checkpoint, and one that a kill left half written, are dropped."""
+    board = FileBoard(tmp_path)
+    board.rewind(0)
+    for step in (1, 2, 3):
+        board.log_metrics({"train/a": step / 2}, step=step)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("2,train/b,0.12")
+    board.rewind(2)
+    board.log_metrics({"train/a": 7.0}, step=3)
+    rows = (tmp_path / "metrics.csv").read_text().split()
+    assert rows == ["step,name,value", "1,train/a,0.5", "2,train/a,1", "3,train/a,7"]
+
+
 def test_pictures_and_counts_are_files(tmp_path: Path) -> None:
     board = FileBoard(tmp_path)
     board.log_picture("samples/by_class", PICTURE, step=7)

@@ -166,14 +166,17 @@ def test_a_loader_process_that_dies(tmp_path: Path) -> None:
     data.workers = 1
 
     def shoot() -> None:
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        workers = [child for child in children if "pt_data_worker" in name_of(child)]
-        os.kill(int((workers or children)[-1]), signal.SIGKILL)
+        workers = [child for child in children() if "pt_data_worker" in name_of(child)]
+        os.kill(int((workers or children())[-1]), signal.SIGKILL)
 
     at_step(module, 3, shoot)
     with pytest.raises(OSError, match=r"loader process died.*data\.workers=0.*train\.resume="):
         run(tmp_path / "run", module, data, save_every=2)
     assert launch.read_counters(tmp_path / "run")[1].step >= 2
+
+
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def name_of(process: str) -> str:
@@ -201,19 +204,61 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert module.counters.step == 4 and 0 < module.counters.seconds < 300
 
 
+WANDB = {"_target_": "vqgen.training.wandb_board.WandbBoard", "project": "vqgen"}
+
+
+def trained_with_wandb(tmp_path: Path, at_step_3: Any = None, **node: Any) -> str:
+    """The metrics.csv of a training of five steps that does not mind its W&B."""
+    module, data = stage1(tmp_path, 5)
+    folder = tmp_path / "run"
+    folder.mkdir(exist_ok=True)
+    boards = build.boards({"logger": {**WANDB, **node}}, {}, folder, {})
+    if at_step_3:
+        at_step(module, 3, at_step_3)
+    options: Any = {"boards": boards, "precision": "32-true"}
+    assert launch.train(module, data, Run(folder), tiny.settings(), **options) == 0
+    with FileLock(folder / ".lock", timeout=0):
+        return (folder / "metrics.csv").read_text()
+
+
 def test_wandb_without_a_folder_to_write_to(tmp_path: Path, capsys) -> None:
     """A file where W&B's folder should be: the numbers are in metrics.csv, and training goes on."""
-    module, data = stage1(tmp_path, 2)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "wandb").write_text("in the way")
-    node = {"_target_": "vqgen.training.wandb_board.WandbBoard", "project": "vqgen"}
-    boards = build.boards({"logger": node}, {}, folder, {})
-    assert (
-        launch.train(module, data, Run(folder), tiny.settings(), boards=boards, precision="32-true")
-        == 0
-    )
-    assert "train/total" in (folder / "metrics.csv").read_text()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb").write_text("in the way")
+    assert "\n5,train/total" in trained_with_wandb(tmp_path)
+    assert capsys.readouterr().out.count("training goes on") == 1
+
+
+@pytest.mark.slow
+def test_wandb_whose_service_dies(tmp_path: Path, capsys) -> None:
+    def shoot() -> None:
+        services = [child for child in children() if "wandb" in name_of(child)]
+        assert services, "the test has found W&B's process"
+        for service in services:
+            os.kill(int(service), signal.SIGKILL)
+
+    assert "\n5,train/total" in trained_with_wandb(tmp_path, at_step_3=shoot)
+    said = capsys.readouterr().out
+    assert said.count("W&B does not take what it is sent") == 1 and "training goes on" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["", 40 * "a"], ids=["no login", "no network"])
+def test_wandb_online_that_cannot_be_reached(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """It goes on offline, and says how to send the numbers later."""
+    for name, value in {
+        "WANDB_API_KEY": key,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",  # where nobody listens
+        "WANDB_INIT_TIMEOUT": "2",
+        "NETRC": str(tmp_path / "netrc"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert "\n5,train/total" in trained_with_wandb(tmp_path, mode="online")
+    said = capsys.readouterr().out
+    assert said.count("W&B cannot be reached") == 1 and "wandb sync" in said
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
 class Attack:

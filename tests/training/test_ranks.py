@@ -1,5 +1,7 @@
 """Two gloo processes on the CPU: one run folder, equal replicas, and the result of one process."""
 
+import contextlib
+import io
 import os
 import socket
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests import tiny
 from vqgen import checkpoint
 from vqgen.data.images import ImageData
 from vqgen.pipeline import Pipeline
+from vqgen.priors.flow import Flow
 from vqgen.priors.llamagen import LlamaGen
 from vqgen.sampling.ranks import spread
 from vqgen.training import devices, launch
@@ -31,16 +34,20 @@ def stage1(update: str) -> Stage1:
     tokenizer = tiny.tokenizer(update)
     codebook = tokenizer.bottleneck.codebook  # type: ignore[attr-defined]
     codebook.revive_below, codebook.usage_decay = 0.5, 0.5
-    return Stage1(tokenizer, tiny.loss(), tiny.recipe(STEPS), architecture={}, facts={})
+    loss: Any = tiny.loss()
+    loss.gan.lecam_weight = 0.1
+    return Stage1(tokenizer, loss, tiny.recipe(STEPS), architecture={}, facts={})
 
 
-def stage2(folder: Path) -> Stage2:
-    """Without random draws in the loss, so that nothing but the arithmetic depends on the ranks."""
+def stage2(folder: Path, flow: bool = False) -> Stage2:
+    """Without random draws in the loss, so that nothing but the arithmetic depends on the ranks
+    (but for `flow`)."""
     torch.manual_seed(1)
     drops: Any = dict.fromkeys(
         ("label_dropout", "token_dropout", "residual_dropout", "ffn_dropout"), 0.0
     )
-    prior = LlamaGen(tiny.tokenizer().spec, width=32, depth=2, heads=2, num_classes=3, **drops)
+    prior: Any = LlamaGen(tiny.tokenizer().spec, width=32, depth=2, heads=2, num_classes=3, **drops)
+    prior = tiny.continuous(Flow, tiny.kl()) if flow else prior
     return Stage2(
         prior,
         tiny.recipe(STEPS),
@@ -52,20 +59,28 @@ def stage2(folder: Path) -> Stage2:
     )
 
 
-def train(folder: Path, module: TrainingModule, data: Any, strategy: str, run: Run | None = None):
+def train(
+    folder: Path,
+    module: TrainingModule,
+    data: Any,
+    strategy: str,
+    run: Run | None = None,
+    precision: str = "32-true",
+    recompute: bool = False,
+):
     """Through launch.train, as the commands do; -> the trained model's tensors, whole."""
     settings = tiny.settings(validate_every=3, save_every=3)
-    settings["trainer"]["strategy"] = strategy
+    settings["trainer"] |= {"strategy": strategy, "recompute": recompute}
     opened = run or Run(folder)
     data.samples_seen = opened.counters.samples
     folder.mkdir(exist_ok=True, parents=True)
-    launch.train(module, data, opened, settings, boards=[], precision="32-true")
+    launch.train(module, data, opened, settings, boards=[], precision=precision)
     return module.model.state_dict()
 
 
-def encoded(batch: int = 8) -> Any:
-    data: ImageData = tiny.data(batch=batch)
-    return data.latents(tiny.tokenizer().eval(), "")
+def encoded(tokenizer: Any = None) -> Any:
+    data: ImageData = tiny.data(batch=8)
+    return data.latents((tokenizer or tiny.tokenizer()).eval(), "")
 
 
 def sampled() -> Tensor:
@@ -79,6 +94,13 @@ def sampled() -> Tensor:
         return pipeline.sample(labels[rows], seeds=list(range(7))[rows], batch=2)
 
     return spread(some, 7, batch=2)
+
+
+SWITCHED: dict[str, Any] = {
+    "fsdp-recompute": {"recompute": True},
+    "fsdp-bf16": {"precision": "bf16-mixed"},
+    "fsdp-bf16-recompute": {"precision": "bf16-mixed", "recompute": True},
+}
 
 
 def work(rank: int, folder: Path, port: int) -> None:
@@ -101,20 +123,53 @@ def work(rank: int, folder: Path, port: int) -> None:
         results[update] = {**module.model.state_dict(), **module.average.state_dict()}
     for strategy in ("ddp", "fsdp"):
         results[strategy] = whole(train(folder / strategy, stage2(folder), encoded(), strategy))
+    for kind, options in SWITCHED.items():
+        trained = train(folder / kind, stage2(folder), encoded(), "fsdp", **options)
+        results[kind] = whole(trained)
     run = devices.once(lambda: half_way(folder, "ddp", folder / "cut"))
     results["resumed"] = train(folder / "cut", stage2(folder), encoded(), "ddp", run)
     run = devices.once(lambda: half_way(folder, "fsdp", folder / "cut_fsdp"))
     again = train(folder / "cut_fsdp", stage2(folder), encoded(), "fsdp", run)
     results["resumed_fsdp"] = whole(again)
-    spoiled = stage1("ema")
-    if rank == 1:
-        spoiled.model.after_step = drift(spoiled)  # type: ignore[method-assign]
-    try:
-        train(folder / "spoiled", spoiled, tiny.data(batch=8), "auto")
-    except ValueError as error:
-        results["spoiled"] = str(error)
+    for name in DRIFTING:
+        spoiled = stage1("ema")
+        if rank == 1:
+            spoiled.average.update = drift(spoiled, name)  # type: ignore[method-assign]
+        try:
+            train(folder / "spoiled", spoiled, tiny.data(batch=8), "auto")
+        except ValueError as error:
+            results[name] = str(error)
+    for kind, bad in BAD.items():
+        module, data = bad(folder)
+        if rank == 1:
+            module.training_step = not_finite(module)  # type: ignore[method-assign]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            train(folder / kind, module, data, "ddp")
+        named = [*module.named_parameters(), *module.named_buffers()]
+        results[kind] = {name: value.detach().clone() for name, value in named}
+        results[f"{kind}-said"] = said.getvalue()
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+BAD: dict[str, Any] = {
+    "nan-stage1": lambda folder: (stage1("ema"), tiny.data(batch=8)),
+    "nan-stage2": lambda folder: (stage2(folder, flow=True), encoded(tiny.kl())),
+}
+
+
+def not_finite(module: TrainingModule) -> Any:
+    """A training step whose batch has one NaN in the fourth step (stage 1: the GAN has begun)."""
+    step = module.training_step
+
+    def spoiled(batch: dict[str, Tensor], batch_idx: int) -> None:
+        if module.counters.step == 3:
+            batch = {name: value.clone() for name, value in batch.items()}
+            name = "images" if "images" in batch else "latents"
+            batch[name][0, 0, 0, 0] = torch.nan
+        step(batch, batch_idx)
+
+    return spoiled
 
 
 def half_way(folder: Path, before: str, target: Path) -> Run:
@@ -134,15 +189,21 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: sharding.whole(value) for name, value in tensors.items()}
 
 
-def drift(module: Stage1) -> Any:
-    """A codebook that one process moves by the smallest step there is."""
-    after_step = module.model.after_step
+DRIFTING = (
+    *("model.bottleneck.codebook.weight", "average.model.bottleneck.codebook.ema_sum"),
+    *("loss.gan.discriminator.main.0.weight", "loss.gan.lecam.mean_fake"),
+)
 
-    def moved() -> dict[str, float]:
-        gauges = after_step()
-        weight = module.model.bottleneck.codebook.weight  # type: ignore[union-attr]
-        weight.data[0, 0] = torch.nextafter(weight[0, 0], weight.new_tensor(10.0))
-        return gauges
+
+def drift(module: Stage1, name: str) -> Any:
+    """An average's update after which one process moves a tensor by the smallest step there is."""
+    update = module.average.update
+
+    def moved(*args: Any) -> None:
+        update(*args)
+        tensors = dict([*module.named_parameters(), *module.named_buffers()])
+        first = tensors[name].data.view(-1)[:1]
+        first.copy_(torch.nextafter(first, torch.full_like(first, 10.0)))
 
     return moved
 
@@ -199,6 +260,24 @@ def test_stage_2_ends_where_one_process_does(both: Any, tmp_path: Path, strategy
         torch.testing.assert_close(exported[1][name], value, atol=2e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("kind", SWITCHED)
+def test_shards_may_be_recomputed_and_in_bf16(both: Any, kind: str) -> None:
+    """Recomputed: the same up to rounding. In bf16: weights stay float32, and the result is near
+    that of float32."""
+    folder, first, second = both
+    compared = first["fsdp-bf16" if kind == "fsdp-bf16-recompute" else "fsdp"]
+    for name, value in first[kind].items():
+        assert torch.equal(value, second[kind][name]) and value.dtype == torch.float32, name
+        if kind.endswith("recompute"):
+            torch.testing.assert_close(value, compared[name], atol=2e-5, rtol=1e-4, msg=name)
+    plain, switched = rows(folder / "fsdp"), rows(folder / kind)
+    last = (STEPS, "val/bits_per_token")
+    assert switched[last] == pytest.approx(plain[last], rel=0.01)
+    if "bf16" in kind:
+        same = switched[STEPS, "train/total"] == plain[STEPS, "train/total"]
+        assert not same, "it was computed in bf16"
+
+
 @pytest.mark.parametrize(("whole", "cut"), [("ddp", "resumed"), ("fsdp", "resumed_fsdp")])
 def test_a_resumed_run_of_two_ends_in_the_same_bits(both: Any, whole: str, cut: str) -> None:
     _, first, second = both
@@ -234,7 +313,23 @@ def test_decisions_are_made_once(both: Any) -> None:
     assert first["error"] == second["error"] and "holds no checkpoint" in first["error"]
 
 
-def test_replicas_that_drift_apart_stop_the_run(both: Any) -> None:
+@pytest.mark.parametrize("name", DRIFTING)
+def test_replicas_that_drift_apart_stop_the_run(both: Any, name: str) -> None:
     for found in both[1:]:
-        assert "bottleneck.codebook.weight" in found["spoiled"]
-        assert "differ between the processes" in found["spoiled"]
+        assert name in found[name] and "differ between the processes" in found[name]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_batch_of_one_process_is_skipped_by_both(both: Any, kind: str) -> None:
+    """Both say so, neither waits for ever, nothing is destroyed, and they go on alike."""
+    folder, first, second = both
+    for rank, found in enumerate((first, second)):
+        assert found[f"{kind}-said"].count("ALARM step 3: the loss is not finite") == 1
+        assert f"bad_batch_step3_rank{rank}.pt" in found[f"{kind}-said"]
+    assert "those of another process" in first[f"{kind}-said"], "whose own batch is sound"
+    assert max(step for step, _ in rows(folder / kind)) == STEPS
+    assert first[kind].keys() == second[kind].keys()
+    for name, value in first[kind].items():
+        if not name.endswith(("running_mean", "running_var")):
+            assert torch.equal(value, second[kind][name]), name
+            assert torch.isfinite(value).all(), name

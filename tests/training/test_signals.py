@@ -23,10 +23,13 @@ WORDS = [
 ]
 
 
-def start(root: Path, *more: str, words: Sequence[str] = WORDS) -> subprocess.Popen:
-    """`python train_stage1.py ...` as a process of its own, one thread."""
+def start(
+    root: Path, *more: str, words: Sequence[str] = WORDS, under: Sequence[str] = ()
+) -> subprocess.Popen:
+    """`python [under] train_stage1.py ...` as a process of its own, one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(CHECKOUT / "train_stage1.py"), f"run.root={root}", *words, *more]
+    script = str(CHECKOUT / "train_stage1.py")
+    command = [sys.executable, *under, script, f"run.root={root}", *words, *more]
     return subprocess.Popen(
         command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -73,6 +76,34 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path, how: signal.Si
     assert len(list((cut / "stage1").iterdir())) == 1, "the same run goes on"
     expected, got = trained(whole), trained(cut)
     assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("under", "code"), [((), 143), (TORCHRUN, 1)], ids=["devices", "torchrun"])
+def test_two_processes_save_and_leave_on_sigterm(
+    tmp_path: Path, under: tuple[str, ...], code: int
+) -> None:
+    """Sent to the process that started them: they save once, at the same step, and go on to the
+    same bits. torchrun itself makes 1 of every code; started by vqgen it keeps the code."""
+    two = () if under else ("trainer.devices=2",)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, *two, under=under).wait() == 0
+    process = start(cut, *two, "train.save_every=100", "train.validate_every=100", under=under)
+    wait_for_steps(cut, 5)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate()
+    assert process.returncode == code, printed.decode()
+    assert printed.count(b"saved and left on signal 15 at step") == 1, printed.decode()
+    assert b"validation at step" not in printed, "a scheduler does not wait for one"
+    assert (run_of(cut) / "checkpoints" / "last.ckpt").is_file()
+    name = ["run.name=killed", "train.resume=auto"]  # trainer.devices is remembered too
+    assert start(cut, words=name, under=under).wait() == 0
+    expected, got = trained(whole), trained(cut)
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
 

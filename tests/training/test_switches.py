@@ -1,5 +1,7 @@
 """recompute and compile change no result; plan=true tells what a run takes."""
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from tests.training.test_training import run, stage2
+from tests.training.test_training import STAGES, run, stage2
 from vqgen.contracts import Condition
 from vqgen.priors.llamagen import LlamaGen
-from vqgen.training import devices, plan, switches
+from vqgen.training import devices, plan, switches, trial
+from vqgen.training.stage1 import Stage1
 
 TOKENS = torch.randint(tiny.CODES, (4, 6), generator=torch.Generator().manual_seed(0))
 
@@ -132,3 +135,54 @@ def test_an_unknown_strategy_is_one_sentence() -> None:
 def test_a_budget_in_minutes_is_planned() -> None:
     assert planned(max_steps=None, max_minutes=7)["budget"] == "7 minutes"
     assert planned(max_steps=2000, max_minutes=None)["budget"] == "2,000 steps"
+
+
+def timed(budget: dict[str, Any], accelerator: str = "auto", state: float = 1e6) -> str:
+    settings = {
+        "train": {"max_steps": None, "max_minutes": None, "accumulate": 2, **budget},
+        "trainer": {"accelerator": accelerator, "recompute": False},
+    }
+    options: Any = {"device": "cpu", "precision": "32-true", "state": state, "micro": 16}
+    return trial.time_row(settings, slow, **options)
+
+
+def slow(images: int) -> Any:
+    """A loss that takes 10 ms per image."""
+    model = nn.Linear(1, 1)
+
+    def loss() -> Tensor:
+        time.sleep(0.01 * images)
+        return model(torch.ones(1, 1)).sum()
+
+    return model, loss
+
+
+def test_a_plan_tells_how_long_steps_take_here() -> None:
+    """Eight images on a CPU, scaled to the micro-batch of 16, twice per step: 0.32 s and more."""
+    row = timed({"max_steps": 1000})
+    found = re.match(r"([\d.]+) minutes for 1,000 steps: ([\d.]+) s per step, measured", row)
+    assert found is not None and "this machine's cpu" in row and "8 images at once" in row
+    assert 0.32 <= float(found[2]) < 0.6 and float(found[1]) == pytest.approx(
+        float(found[2]) * 1000 / 60, rel=0.02
+    )
+    assert re.match(r"about 1\d\d steps: ", timed({"max_minutes": 1.0}))
+
+
+def test_a_plan_says_why_no_time_was_measured() -> None:
+    assert timed({"max_steps": 1}, state=1e18).startswith("not measured: the whole model does not")
+    if not torch.cuda.is_available():
+        assert timed({"max_steps": 1}, "gpu") == "not measured: there is no GPU here"
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_steps_of_every_family_can_be_tried(tmp_path: Path, kind: str) -> None:
+    """On random numbers: a loss with a gradient."""
+    module, _ = STAGES[kind](tmp_path, 1)
+    if isinstance(module, Stage1):
+        made = trial.of_tokenizer(lambda: module.model, lambda: module.loss, tiny.SIZE)
+    else:
+        tokenizer = tiny.tokenizer()
+        made = trial.of_prior(lambda: (tokenizer, module.model), 3, encodes=True)
+    model, loss = made(2)
+    loss().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())

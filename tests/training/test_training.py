@@ -17,6 +17,7 @@ from vqgen.priors.diffusion import Diffusion
 from vqgen.priors.flow import Flow
 from vqgen.training import launch
 from vqgen.training.launch import Run
+from vqgen.training.logs import FileBoard
 from vqgen.training.module import TrainingModule
 from vqgen.training.stage1 import Stage1
 from vqgen.training.stage2 import Stage2
@@ -112,6 +113,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, kind: str) -> None:
     interrupted.on_train_batch_end = stop.bind(interrupted)  # type: ignore[method-assign]
     run(folder, interrupted, data, save_every=3, validate_every=100)
     assert launch.read_counters(folder)[1].step == 3
+    FileBoard(folder).log_metrics({"train/total": 1.0}, step=4)  # by a step that was lost
     torch.manual_seed(12345)  # whatever the new process starts with
     resumed, data = STAGES[kind](tmp_path, 8)
     run(folder, resumed, data, resume=Run(folder, *launch.read_counters(folder)), save_every=3)
@@ -119,6 +121,12 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, kind: str) -> None:
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
+    logged = (folder / "metrics.csv").read_text().splitlines()
+    assert [line for line in logged if line.startswith("4,train/total")] == [
+        line
+        for line in (tmp_path / "whole" / "metrics.csv").read_text().splitlines()
+        if line.startswith("4,train/total")
+    ]
 
 
 class StopAt:

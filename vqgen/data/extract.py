@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Features, Value
-from datasets import Sequence as Repeated
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor, distributed
 from torch.utils.data import Dataset
@@ -26,6 +24,7 @@ from vqgen.data.manifest import Folder, Manifest, Shard, columns
 from vqgen.data.store import Batch, ImageSet
 
 View = tuple[int, int]  # (image, view)
+PROBED = 16  # images of each split that tell one data set from another
 
 
 def plan(
@@ -66,7 +65,7 @@ def plan(
         image_size=tokenizer.image_size,
         class_names=data.class_names,
         data=json.loads(json.dumps(data.describe())),
-        labels=manifests.labels_hash([data.train.pixels.labels, data.val.pixels.labels]),
+        content=_content(data.train, data.val),
         images={"train": len(data.train), "val": len(data.val)},
         crops=number,
         flip=data.flip,
@@ -80,8 +79,8 @@ def extract(
 ) -> Manifest:
     """Write what is missing of the planned cache into `out` -> the complete manifest.
 
-    Every rank of a distributed run has to call it; each takes every world-th shard. `batch` views
-    are encoded at once.
+    What is there of the same plan and whole is kept. Every rank of a distributed run has to call
+    it; each takes every world-th shard. `batch` views are encoded at once.
     Raises ValueError if `out` holds the cache of something else."""
     folder = Folder(out)
     rank, world = rank_and_world()
@@ -93,18 +92,17 @@ def extract(
             raise ValueError(
                 f"{out} holds another cache:\n{listed}\nType another out=DIR, or remove it"
             )
-        if before.complete:
-            return before
-    if rank == 0:
+    if rank == 0 and not (before and before.complete):
         manifests.write(folder, planned)
     _wait()
+    mark = manifests.digest(planned.plan)
     for split, images in (("train", data.train), ("val", data.val)):
         missing = [
             number
             for number in range(rank, planned.shard_count(split), world)
-            if not folder.exists(_note(planned.file(split, number)))
+            if _written(folder, planned.file(split, number), mark) is None
         ]
-        _write_shards(planned, split, missing, data, images, tokenizer, folder, batch)
+        _write_shards(planned, mark, split, missing, data, images, tokenizer, folder, batch)
     _wait()
     complete = planned.finished({split: _notes(planned, split, folder) for split in planned.images})
     if rank == 0:
@@ -132,6 +130,7 @@ class Views(Dataset[Batch]):
 
 def _write_shards(
     planned: Manifest,
+    mark: str,
     split: str,
     numbers: Sequence[int],
     data: ImageData,
@@ -140,7 +139,7 @@ def _write_shards(
     folder: Folder,
     batch: int,
 ) -> None:
-    """Encode and write these shards, one after the other, out of one loader."""
+    """Encode and write these shards, one after the other, out of one loader; `mark` of the plan."""
     views = planned.views(split)
     flip = planned.flip and split == "train"
     crops = planned.crops if split == "train" else 1
@@ -164,7 +163,7 @@ def _write_shards(
                 bar.update(len(keys))
             writer.finalize()
         shard = manifests.describe_shard(folder, file, len(rows[number]), pixels.hexdigest())
-        folder.write(_note(file), json.dumps(asdict(shard)))
+        folder.write(_note(file), json.dumps({"plan": mark, **asdict(shard)}))
     bar.close()
 
 
@@ -188,16 +187,8 @@ def _encode(data: ImageData, tokenizer: Tokenizer, batch: Batch) -> list[Tensor]
         return [part.cpu() for part in tokenizer.moments(images) if part is not None]
 
 
-def _features(planned: Manifest) -> Features:
-    kept = {
-        name: Repeated(Value(kind), length=length)
-        for name, (kind, length) in columns(planned.spec, planned.deviation).items()
-    }
-    return Features({**kept, **({"label": Value("int32")} if planned.class_names else {})})
-
-
 def _writer(path: Path, planned: Manifest) -> ArrowWriter:
-    return ArrowWriter(path=str(path), features=_features(planned))
+    return ArrowWriter(path=str(path), features=manifests.features(planned))
 
 
 def _table(planned: Manifest, batch: Batch, parts: list[Tensor]) -> pa.Table:
@@ -212,13 +203,40 @@ def _table(planned: Manifest, batch: Batch, parts: list[Tensor]) -> pa.Table:
 
 
 def _note(file: str) -> str:
-    """The file beside a shard that says that it is whole."""
+    """The file beside a shard that says what was written, and by which plan."""
     return file.replace(".arrow", ".json")
 
 
 def _notes(planned: Manifest, split: str, folder: Folder) -> tuple[Shard, ...]:
     files = [planned.file(split, number) for number in range(planned.shard_count(split))]
-    return tuple(Shard(**json.loads(folder.read(_note(file)))) for file in files)
+    return tuple(_read_note(folder, file)[1] for file in files)
+
+
+def _read_note(folder: Folder, file: str) -> tuple[str, Shard]:
+    note = json.loads(folder.read(_note(file)))
+    return note.pop("plan"), Shard(**note)
+
+
+def _written(folder: Folder, file: str, mark: str) -> Shard | None:
+    """The shard, if it was written by the plan of this mark and is whole."""
+    if not folder.exists(_note(file)):
+        return None
+    try:
+        plan, shard = _read_note(folder, file)
+    except (ValueError, KeyError, TypeError, AttributeError):  # edited, or of an older format
+        return None
+    return shard if plan == mark and manifests.is_whole(folder, shard) else None
+
+
+def _content(*splits: ImageSet) -> str:
+    """sha256 of all classes and of a few images per split, which other data does not share."""
+    found = hashlib.sha256()
+    for images in splits:
+        labels = images.pixels.labels
+        found.update(b"none" if labels is None else np.asarray(labels, np.int64).tobytes())
+        some = np.linspace(0, len(images) - 1, PROBED).astype(int)
+        found.update(images.__getitems__(some.tolist())["images"].numpy().tobytes())
+    return found.hexdigest()
 
 
 def _wait() -> None:

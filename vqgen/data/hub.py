@@ -55,7 +55,8 @@ def hf(
         parts = split_by_name(listed(train_name), val_fraction=val_fraction, seed=split_seed)
     else:
         parts = listed(train_name), listed(val_name)
-    return assemble(*parts, name=f"hf {path}", class_names=class_names, **options)
+    chosen = " ".join(str(word) for word in (path, subset, split, files) if word is not None)
+    return assemble(*parts, name=f"hf {chosen}", class_names=class_names, **options)
 
 
 def _loaded(

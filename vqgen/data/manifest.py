@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
+from datasets import Features, Value
+from datasets import Sequence as Repeated
 
 from vqgen.contracts import FeatureSpec, LatentSpec, Size, TokenSpec
 
-FORMAT = 1
+FORMAT = 2  # 1 had no hash of itself
 SHARD_NAME = re.compile(r"(train|val)/\d{5}\.arrow")  # nothing else is ever opened
 COMMAND = "python scripts/cache_latents.py tokenizer=RUN out=DIR"
 
@@ -49,7 +50,7 @@ class Manifest:
     image_size: Size
     class_names: tuple[str, ...]
     data: dict[str, Any]  # as ImageData.describe() told
-    labels: str  # sha256 of the classes of all images, in order
+    content: str  # sha256 of the classes of all images, in order, and of some images' pixels
     images: dict[str, int]  # by split
     crops: int  # of each training image
     flip: bool  # every crop of a training image mirrored as well
@@ -79,14 +80,19 @@ class Manifest:
         start = number * self.shard_images
         return range(start, min(start + self.shard_images, self.images[split]))
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What is cached, paths and progress aside."""
+        progress = ("shards", "data_hash", "tokenizer_path")
+        return {name: value for name, value in _plain(self).items() if name not in progress}
+
     def differences(self, other: "Manifest") -> list[str]:
-        """What two plans do not agree on, in words; paths and progress aside."""
-        ignored = {"shards", "data_hash", "tokenizer_path"}
-        ours, theirs = _plain(self), _plain(other)
+        """What two plans do not agree on, in words."""
+        theirs = other.plan
         return [
-            f"{name}: {ours[name]} -> {theirs[name]}"
-            for name in ours
-            if name not in ignored and ours[name] != theirs[name]
+            f"{name}: {value} -> {theirs[name]}"
+            for name, value in self.plan.items()
+            if value != theirs[name]
         ]
 
     def finished(self, shards: dict[str, tuple[Shard, ...]]) -> "Manifest":
@@ -112,6 +118,10 @@ class Folder:
         """Is there such a file?"""
         return self.files.exists(f"{self.path}/{name}")
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self.files.size(f"{self.path}/{name}")
+
     def read(self, name: str) -> str:
         """A small text file."""
         return self.files.cat_file(f"{self.path}/{name}").decode()
@@ -125,11 +135,11 @@ class Folder:
     def writing(self, name: str) -> Iterator[Path]:
         """Yield a local path to write to; the file appears under its name if all went well."""
         target = f"{self.path}/{name}"
-        self.files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         # beside the target, so that a rename is enough; a remote file is uploaded in one piece
         place = Path(target).parent if self.local else Path(tempfile.gettempdir())
         temporary = place / f".{Path(name).name}.{os.getpid()}.writing"
         try:
+            self.files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -140,7 +150,7 @@ class Folder:
         except OSError as error:
             raise OSError(
                 f"could not write {self.root}/{name} ({error.strerror or error}); what is there is "
-                "kept: free some space and type the same command again"
+                "kept: free some space, or make it writable, and type the same command again"
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
@@ -166,6 +176,8 @@ def read(folder: Folder) -> Manifest | None:
         given = json.loads(folder.read("manifest.json"))
         if given.pop("format") != FORMAT:
             raise ValueError("another format number")
+        if given.pop("sha256") != digest(given):
+            raise ValueError("it was edited")
         shards = {
             split: tuple(Shard(**shard) for shard in listed)
             for split, listed in given.pop("shards").items()
@@ -189,7 +201,21 @@ def read(folder: Folder) -> Manifest | None:
 
 def write(folder: Folder, manifest: Manifest) -> None:
     """Write manifest.json."""
-    folder.write("manifest.json", json.dumps({"format": FORMAT, **_plain(manifest)}, indent=2))
+    plain = _plain(manifest)
+    marked = {"format": FORMAT, "sha256": digest(plain), **plain}
+    folder.write("manifest.json", json.dumps(marked, indent=2))
+
+
+def digest(plain: dict[str, Any]) -> str:
+    """sha256 of plain facts."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def is_whole(folder: Folder, shard: Shard, verify: bool = True) -> bool:
+    """Is the shard's file there and what was written? Without `verify` its size has to do."""
+    if not folder.exists(shard.file) or folder.size(shard.file) != shard.bytes:
+        return False
+    return not verify or shard == describe_shard(folder, shard.file, shard.rows, shard.pixels)
 
 
 def describe_shard(folder: Folder, file: str, rows: int, pixels: str) -> Shard:
@@ -209,12 +235,13 @@ def columns(spec: LatentSpec, deviation: bool) -> dict[str, tuple[str, int]]:
     return dict.fromkeys(names, ("float16", length))
 
 
-def labels_hash(labels: list[np.ndarray | None]) -> str:
-    """sha256 of the classes of the splits."""
-    digest = hashlib.sha256()
-    for part in labels:
-        digest.update(b"none" if part is None else np.asarray(part, np.int64).tobytes())
-    return digest.hexdigest()
+def features(manifest: Manifest) -> Features:
+    """The columns of its Arrow files."""
+    kept = {
+        name: Repeated(Value(kind), length=length)
+        for name, (kind, length) in columns(manifest.spec, manifest.deviation).items()
+    }
+    return Features({**kept, **({"label": Value("int32")} if manifest.class_names else {})})
 
 
 def _plain(manifest: Manifest) -> dict[str, Any]:

@@ -20,8 +20,9 @@ class SaveRun(Callback):
     """Writes checkpoints/last.ckpt every `every` steps, before each validation (`validate_every`),
     at the end, and when a signal asks the run to leave.
 
-    The file before it stays as previous.ckpt. Ctrl-C and SIGTERM finish the step under way, save,
-    and set `signal`; a second Ctrl-C leaves at once."""
+    The file before it stays as previous.ckpt. Ctrl-C and SIGTERM finish the step under way, save
+    (a scheduler grants seconds: no validation comes before that) and set `signal`; a second Ctrl-C
+    leaves at once."""
 
     def __init__(self, folder: Path, every: int, validate_every: int) -> None:
         self.folder, self.intervals = folder / "checkpoints", (every, validate_every)
@@ -45,10 +46,9 @@ class SaveRun(Callback):
         # a scheduler's signal reaches the processes at different times; they leave together
         self.signal = devices.largest(self.signal or 0) or None
         if self.signal is not None:
-            trainer.should_stop = True
-        elif counters.step == self._saved_step:
-            return
-        elif any(counters.step % interval == 0 for interval in self.intervals):
+            trainer.should_stop, trainer.limit_val_batches = True, 0
+        due = any(counters.step % interval == 0 for interval in self.intervals)
+        if counters.step != self._saved_step and (due or self.signal is not None):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

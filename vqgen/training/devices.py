@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
@@ -51,10 +53,25 @@ def join(trainer: dict[str, Any]) -> None:
             f"{trainer['num_nodes']}, got one process; see conf/trainer/ddp.yaml for what to type"
         )
     elif _wanted_here(trainer) > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone"]
-        command = [sys.executable, *torchrun, f"--nproc_per_node={_wanted_here(trainer)}"]
-        sys.stdout.flush()
-        os.execv(sys.executable, [*command, *sys.argv])
+        _start_under_torchrun(_wanted_here(trainer))
+
+
+def _start_under_torchrun(processes: int) -> NoReturn:
+    """Run this command as so many processes, and leave with their exit code, as one process would:
+    128 + signal if one asked them to leave."""
+    from torch.distributed import run as torchrun  # slow, and seldom needed
+
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds to save; its own: 30
+    words = ["--standalone", f"--nproc_per_node={processes}", *sys.argv]
+    sys.stdout.flush()
+    try:
+        torchrun.run(torchrun.parse_args(words))
+    except SignalException as signal:
+        sys.exit(128 + signal.sigval)
+    except ChildFailedError as error:  # it has said what was wrong
+        _, failure = error.get_first_failure()
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    sys.exit(0)
 
 
 def check(trainer: dict[str, Any]) -> None:
@@ -162,6 +179,7 @@ def strategy(name: str) -> Strategy | str:
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {"find_unused_parameters": True, sync: False}
+    options["gradient_as_bucket_view"] = True  # else what is exchanged is a copy of all gradients
     return DDPStrategy(**options)
 
 

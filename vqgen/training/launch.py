@@ -148,7 +148,9 @@ def train(
     devices.once(lambda: _begin(lock, run.folder))
     switched = {name: settings["trainer"].get(name, False) for name in devices.SWITCHES}
     switches.apply_(module.model, **switched)
-    boards = [FileBoard(run.folder), *boards]
+    files = FileBoard(run.folder)
+    files.rewind(run.counters.step)
+    boards = [files, *boards]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # the EMA
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # data in memory
@@ -187,15 +189,16 @@ def train(
             raise
         raise OSError(f"{sentence}, and train.resume={run.folder} to go on") from error
     finally:
+        lock.release()
         for board in boards:
             board.close()
-        lock.release()
     if saver.signal is None:
         return 0
-    print(
-        f"saved and left on signal {saver.signal} at step {module.counters.step}; "
-        f"go on with train.resume={run.folder}"
-    )
+    if lightning.is_global_zero:
+        print(
+            f"saved and left on signal {saver.signal} at step {module.counters.step}; "
+            f"go on with train.resume={run.folder}"
+        )
     return 128 + saver.signal
 
 

@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from vqgen import checkpoint
+
 
 class Board(Logger):
     """A Lightning logger that also takes pictures and code counts, all under the generator step."""
@@ -34,8 +36,8 @@ class Board(Logger):
 
 
 class FileBoard(Board):
-    """metrics.csv in long form (step, name, value), so that a resumed run appends; pictures as PNG
-    in samples/."""
+    """metrics.csv in long form (step, name, value), to which a resumed run appends; pictures as
+    PNG in samples/."""
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
@@ -54,6 +56,22 @@ class FileBoard(Board):
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run folder already holds config.yaml."""
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop what a killed run wrote after the checkpoint of this step, which comes again."""
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            head, *lines = [*file] or [""]
+        numbers = (line.split(",")[0] for line in lines)
+        kept = [
+            line
+            for line, number in zip(lines, numbers, strict=True)
+            if line.endswith("\n") and number.isdigit() and int(number) <= step
+        ]
+        checkpoint.write_text(path, "".join([head, *kept]))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -20,6 +20,9 @@ from vqgen.training.logs import Board
 from vqgen.training.randomness import random_state, set_random_state
 from vqgen.training.recipe import Counters, Recipe
 
+# BatchNorm's statistics of each device's own images, which training never reads
+PER_DEVICE = ("running_mean", "running_var")
+
 
 class TrainingModule(LightningModule, Generic[Model]):
     """A model under training. A stage implements `compute`, `configure_optimizers` and its
@@ -101,7 +104,7 @@ class TrainingModule(LightningModule, Generic[Model]):
         if self.trainer.strategy.reduce_boolean_decision(usable, all=True):  # on every rank
             return True
         terms = [name for name, value in parts.items() if not bool(torch.isfinite(value).all())]
-        self._skip(terms or ["total"], batch)
+        self._skip(terms or ["total" if not usable else "those of another process"], batch)
         return False
 
     def _skip(self, terms: list[str], batch: dict[str, Tensor]) -> None:
@@ -137,8 +140,9 @@ class TrainingModule(LightningModule, Generic[Model]):
             self.check_ranks()
 
     def check_ranks(self) -> None:
-        """Raise ValueError if the replicas of a distributed run differ in a single bit."""
-        names = devices.differing(self.model)
+        """Raise ValueError if the replicas of a distributed run (model, average, discriminator and
+        its running means) differ in a single bit."""
+        names = [name for name in devices.differing(self) if not name.endswith(PER_DEVICE)]
         if names:
             raise ValueError(
                 f"step {self.counters.step}: {', '.join(names[:5])} differ between the processes; "

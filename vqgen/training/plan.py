@@ -1,10 +1,10 @@
-"""plan=true: what a run will take, computed before anything is loaded."""
+"""plan=true: what a run will take, told before anything is loaded."""
 
 from typing import Any
 
 from torch import nn
 
-from vqgen.training import launch
+from vqgen.training import launch, trial
 
 # bytes per trained parameter, all in float32: weight, gradient, two moments of Adam, average
 WEIGHT = GRADIENT = AVERAGE = 4
@@ -19,12 +19,16 @@ def plan(
     micro: int,
     others: nn.Module | None = None,
     images: int | None = None,
+    make: trial.Trial | None = None,
+    device: str = "cpu",
+    precision: str = "32-true",
 ) -> dict[str, str]:
     """Rows of a table: parameters, memory per device, steps, disk.
 
     model   what is trained, on the meta device; others: trained beside it (a discriminator)
     micro   images per device and micro-batch
     images  of the training set, if known without loading it
+    make    builds model and loss for the steps that are timed on `device`; None: no time is told
     Activations are not counted: they grow with the micro-batch, and trainer.recompute=true cuts
     them down to one input per block.
     Raises ValueError for a budget or schedule that training would refuse."""
@@ -39,7 +43,7 @@ def plan(
         "parameters": f"{own:,}" + (f" and {beside:,} of the discriminator" if beside else ""),
         "devices": f"{devices}, strategy {trainer['strategy']}",
         "memory per device": f"{gib(state / devices if sharded else state)} of weights, gradients, "
-        "Adam and average; activations come on top",
+        "Adam and average (DDP exchanges the gradients in place); activations come on top",
         "micro-batch": f"{micro} images per device, {train['accumulate']} per step",
         "budget": " or ".join(
             f"{limit:,} {unit}" for limit, unit in ((steps, "steps"), (minutes, "minutes")) if limit
@@ -51,6 +55,9 @@ def plan(
         seen = steps * train["global_batch"]
         epochs = f", {seen / images:.1f} epochs of {images:,}" if images else ""
         rows["images seen"] = f"{seen:,}{epochs}"
+    if make is not None:
+        options: Any = {"device": device, "precision": precision, "state": state, "micro": micro}
+        rows["time"] = trial.time_row(settings, make, **options)
     return rows
 
 
