@@ -38,6 +38,7 @@ class GaussianPath(ABC):
     """
 
     name: ClassVar[str]  # what is typed: path=name
+    rescaled: ClassVar[bool] = False  # whether ODE solvers step in y = x / r, see `scale`
 
     @abstractmethod
     def mean(self, t: Tensor) -> Tensor:
@@ -231,9 +232,10 @@ class VE(GaussianPath):
     """The variance-exploding SDE dx = (d sigma_s^2 / ds)^(1/2) dw with the geometric sigma_s =
     sigma_min (sigma_max / sigma_min)^s (Song et al. 2021). Nothing is singular: at t = 1 noise of
     sigma_min is left. At t = 0 x is x_1 + sigma_max e: the start N(0, sigma_max^2 I) is
-    approximate."""
+    approximate. Most of x's way is the shrinking of its noise, so solvers step in y = x / r."""
 
     name = "ve"
+    rescaled = True
 
     def __init__(self, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         if not 0 < sigma_min < sigma_max:

@@ -3,13 +3,14 @@
 `noise()` gives fresh standard normal numbers of x's shape, from one stream per image.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vqgen.sampling.field import Field
-from vqgen.sampling.paths import fit
+from vqgen.sampling.paths import GaussianPath, fit
 
 Noise = Callable[[], Tensor]
 
@@ -57,6 +58,16 @@ def langevin(
     for _ in range(steps):
         x = x + fit(size, x) * field.score(x, t) + fit((2 * size).sqrt(), x) * noise()
     return x
+
+
+def annealing_steps(
+    path: GaussianPath, t: Tensor, u: Tensor, *, snr: float, left: float = 0.5
+) -> int:
+    """The least number of Langevin steps at u after which the deviation of the noise that came
+    from the level of t is at most `left` of the new level: each takes out snr^2 of it. With more
+    than 1 left, noise grows from level to level (compare Song and Ermon 2020)."""
+    ratio = float(path.deviation(t) / path.deviation(u))
+    return max(1, math.ceil(math.log(ratio / left) / -math.log1p(-(snr**2)) - 1e-9))
 
 
 def renoise(field: Field, x: Tensor, u: Tensor, t: Tensor, *, noise: Noise) -> Tensor:
