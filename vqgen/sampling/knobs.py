@@ -17,8 +17,7 @@ from vqgen.sampling.stochastic import Noise
 from vqgen.sampling.times import SPACINGS
 
 Advance = Callable[[Field, Tensor, Tensor, Tensor], Tensor]  # (field, x_t, t, u) -> x_u
-STEPS, LEGS = 50, 5  # by default; legs are what the adaptive solver divides by itself
-ANNEALED_SNR = 0.5  # of langevin, by default
+ANNEALED_SNR, LEAST_SNR = 0.5, 0.05  # of langevin: by default, and the least
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class ContinuousKnobs:
     solver          ODE: euler heun rk4 dopri5, on path=vp also ddim dpm; SDE: euler_maruyama
                     ancestral predictor_corrector, on path=ve also langevin (annealed)
     steps           of the loop; heun evaluates the network twice a step, rk4 four times; dopri5
-                    divides each step as its tolerance asks. None: 50, dopri5 5
+                    divides each step as its tolerance asks. None: heun 25, rk4 12, dopri5 5,
+                    the others 50
     spacing         uniform, quadratic or log_snr, see sampling/times.py
     stochasticity   of SDE solvers: 1 is the reverse SDE, 0 the flow; None: 1
     corrector_steps Langevin steps after each step of predictor_corrector or at each level of
@@ -84,7 +84,7 @@ class ContinuousKnobs:
     @property
     def count(self) -> int:
         """Steps of the loop."""
-        return self.steps or (LEGS if self.solver == "dopri5" else STEPS)
+        return self.steps or SOLVERS[self.solver].steps
 
     def check(self, path: GaussianPath, times: Tensor) -> None:
         """Raise a ValueError if the solver is not meant for this path, or annealed Langevin adds
@@ -99,18 +99,25 @@ class ContinuousKnobs:
             self._check_annealing(path, times)
 
     def _check_annealing(self, path: GaussianPath, times: Tensor) -> None:
-        snr, levels = self.snr or ANNEALED_SNR, pairwise(times)
-        if snr >= 1:
+        snr, levels = self.snr or ANNEALED_SNR, list(pairwise(times))
+        if not LEAST_SNR <= snr < 1:
             raise ValueError(
-                f"solver=langevin needs snr below 1, where a step takes out all the noise, got "
-                f"snr={snr}; type snr={ANNEALED_SNR}"
+                f"solver=langevin needs snr from {LEAST_SNR} (smaller steps are too many) to below "
+                f"1 (a step as large as the noise), got snr={snr}; type snr={ANNEALED_SNR}"
+            )
+        ratio = max(float(path.deviation(t) / path.deviation(u)) for t, u in levels)
+        if ratio > math.e:  # data of unit variance would be frozen in before its noise is out
+            steps = math.ceil(self.count * math.log(ratio))
+            raise ValueError(
+                "solver=langevin needs noise levels at most a factor of 2.7 apart, got a factor of "
+                f"{ratio:.3g} with steps={self.count}; type steps={steps}"
             )
         least = max(stochastic.annealing_steps(path, t, u, snr=snr, left=1.0) for t, u in levels)
         if self.corrector_steps is not None and self.corrector_steps < least:
             raise ValueError(
                 f"solver=langevin with steps={self.count} and snr={snr} needs corrector_steps of "
-                f"at least {least}, or the noise grows from level to level, got "
-                f"{self.corrector_steps}; leave corrector_steps out, or type more steps"
+                f"at least {least}, or as much noise as data is left, got {self.corrector_steps}; "
+                "leave corrector_steps out, or type more steps"
             )
 
     def stepper(self, noise: Noise) -> Advance:
@@ -124,6 +131,7 @@ class Solver:
     others do not have."""
 
     make: Callable[[Any, Noise], Advance]
+    steps: int = 50  # by default
     path: str | None = None
     instead: str = "heun"
     uses: tuple[str, ...] = ()
@@ -183,10 +191,10 @@ def _ddim(knobs: ContinuousKnobs, noise: Noise) -> Advance:
 
 
 SOLVERS: dict[str, Solver] = {
-    "heun": Solver(_ode(solvers.heun)),
+    "heun": Solver(_ode(solvers.heun), steps=25),
     "euler": Solver(_ode(solvers.euler)),
-    "rk4": Solver(_ode(solvers.rk4)),
-    "dopri5": Solver(_dopri5, uses=("tolerance",)),
+    "rk4": Solver(_ode(solvers.rk4), steps=12),
+    "dopri5": Solver(_dopri5, steps=5, uses=("tolerance",)),
     "ddim": Solver(_ddim, path="vp", instead="euler"),
     "dpm": Solver(_dpm, path="vp", instead="heun"),
     "euler_maruyama": Solver(_sde(stochastic.euler_maruyama), uses=("stochasticity",)),

@@ -61,13 +61,16 @@ def langevin(
 
 
 def annealing_steps(
-    path: GaussianPath, t: Tensor, u: Tensor, *, snr: float, left: float = 0.5
+    path: GaussianPath, t: Tensor, u: Tensor, *, snr: float, left: float = 0.15
 ) -> int:
-    """The least number of Langevin steps at u after which the deviation of the noise that came
-    from the level of t is at most `left` of the new level: each takes out snr^2 of it. With more
-    than 1 left, noise grows from level to level (compare Song and Ermon 2020)."""
+    """Langevin steps at the level of u after that of t, so that noise with `left` of the data's
+    variance (1) is never taken out.
+
+    Each step takes the share 2 snr^2 b^2 / (1 + b^2) off the excess of the variance 1 + b^2, which
+    grows by 2 b^2 log(b_t / b_u) from level to level: they balance at log(b_t / b_u) / (count
+    snr^2) of 1 + b^2, and below b = 1 that is frozen in."""
     ratio = float(path.deviation(t) / path.deviation(u))
-    return max(1, math.ceil(math.log(ratio / left) / -math.log1p(-(snr**2)) - 1e-9))
+    return max(1, math.ceil(math.log(ratio) / (left * snr**2) - 1e-9))
 
 
 def renoise(field: Field, x: Tensor, u: Tensor, t: Tensor, *, noise: Noise) -> Tensor:
