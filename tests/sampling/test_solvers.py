@@ -240,6 +240,8 @@ def test_a_wrong_model_has_a_longer_code() -> None:
             "tolerance is for solver=dopri5, got tolerance=0.001 with solver=heun",
         ),
         ({"resample": 0}, "resample as a whole number of at least 1, got 0; type resample=10"),
+        ({"solver": ["heun"]}, r"solver as one of heun, .*, got \['heun'\]; type solver=heun"),
+        ({"solver": "ancestral", "stochasticity": True}, "from 0 to 1, got True; type stoch"),
         ({"steps": True}, "steps as a whole number of at least 1, got True; type steps=10"),
     ],
 )

@@ -51,7 +51,7 @@ class ContinuousKnobs:
 
     def __post_init__(self) -> None:
         for name, table in (("solver", SOLVERS), ("spacing", SPACINGS)):
-            if getattr(self, name) not in table:
+            if getattr(self, name) not in list(table):  # a list has no hash
                 raise ValueError(
                     f"wanted {name} as one of {', '.join(table)}, got {getattr(self, name)}; "
                     f"type {name}={next(iter(table))}"
@@ -69,7 +69,8 @@ class ContinuousKnobs:
             if not (unset or (number and math.isfinite(value) and value > 0)):
                 raise ValueError(f"wanted {name} above 0, got {value}; type {name}={default}")
         level = self.stochasticity
-        if level is not None and not (isinstance(level, int | float) and 0 <= level <= 1):
+        number = isinstance(level, int | float) and not isinstance(level, bool)
+        if level is not None and not (number and 0 <= level <= 1):
             raise ValueError(
                 f"wanted stochasticity from 0 to 1, got {level}; type stochasticity=1.0"
             )
