@@ -84,11 +84,11 @@ def test_sampling_of_a_path_is_refused(
     [
         (
             ["prior=flow_tiny", "path=ve", "prior.path.sigma_min=5", "prior.path.sigma_max=5"],
-            "0 < sigma_min < sigma_max, .*type prior.path.sigma_min=0.01",
+            "0 < sigma_min < sigma_max < inf, .*type prior.path.sigma_min=0.01",
         ),
         (
             ["prior=diffusion_tiny", "path=ve", "prior.path.sigma_min=60"],
-            "0 < sigma_min < sigma_max, .*type prior.path.sigma_min=0.01",
+            "0 < sigma_min < sigma_max < inf, .*type prior.path.sigma_min=0.01",
         ),
         (["prior=diffusion_tiny", "path=ot"], "^vqgen: wanted path .* or prior=flow for path=ot"),
     ],

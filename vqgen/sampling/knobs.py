@@ -64,13 +64,12 @@ class ContinuousKnobs:
                 )
         for name, default in (("snr", 0.16), ("tolerance", 1e-4), ("temperature", 1.0)):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            unset = value is None and name != "temperature"
-            if not (unset or (number and math.isfinite(value) and value > 0)):
+            if value is None and name != "temperature":
+                continue
+            if not (_is_number(value) and math.isfinite(value) and value > 0):
                 raise ValueError(f"wanted {name} above 0, got {value}; type {name}={default}")
         level = self.stochasticity
-        number = isinstance(level, int | float) and not isinstance(level, bool)
-        if level is not None and not (number and 0 <= level <= 1):
+        if level is not None and not (_is_number(level) and 0 <= level <= 1):
             raise ValueError(
                 f"wanted stochasticity from 0 to 1, got {level}; type stochasticity=1.0"
             )
@@ -124,6 +123,10 @@ class ContinuousKnobs:
     def stepper(self, noise: Noise) -> Advance:
         """A fresh solver for one batch."""
         return SOLVERS[self.solver].make(self, noise)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -195,9 +195,9 @@ class VP(GaussianPath):
     name = "vp"
 
     def __init__(self, *, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min < beta_max:
+        if not 0 < beta_min < beta_max < torch.inf:
             raise ValueError(
-                f"path=vp wanted 0 < beta_min < beta_max, got beta_min={beta_min}, "
+                f"path=vp wanted 0 < beta_min < beta_max < inf, got beta_min={beta_min}, "
                 f"beta_max={beta_max}; type prior.path.beta_min=0.1 prior.path.beta_max=20"
             )
         self.beta_min, self.beta_max = beta_min, beta_max
@@ -238,9 +238,9 @@ class VE(GaussianPath):
     rescaled = True
 
     def __init__(self, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
-        if not 0 < sigma_min < sigma_max:
+        if not 0 < sigma_min < sigma_max < torch.inf:
             raise ValueError(
-                f"path=ve wanted 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
+                f"path=ve wanted 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min}, "
                 f"sigma_max={sigma_max}; type prior.path.sigma_min=0.01 prior.path.sigma_max=50"
             )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
