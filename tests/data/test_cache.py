@@ -179,8 +179,8 @@ def test_a_cache_of_latents_of_another_scale_is_refused(tmp_path: Path) -> None:
     found = latents.check_cached(read(tmp_path / "good"))
     assert found["latents/largest_mean"] < 0.2
     assert 0.8 < found["latents/smallest_deviation"] < found["latents/largest_deviation"] < 1.2
-    channels = len(tokenizer.standardizer.mean)
-    tokenizer.standardizer.refine_(torch.zeros(channels), torch.full((channels,), 0.3))
+    channels = len(tokenizer.standardizer.mean)  # type: ignore[union-attr]
+    tokenizer.standardizer.refine_(torch.zeros(channels), torch.full((channels,), 0.3))  # type: ignore[union-attr]
     written(tmp_path / "bad", data, tokenizer)
     with pytest.raises(ValueError, match=r"near zero mean .* python train_stage1\.py tokenizer=kl"):
         latents.check_cached(read(tmp_path / "bad"))
