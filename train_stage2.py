@@ -44,10 +44,10 @@ def main(config: DictConfig) -> int:
     scale = settings["preview"]["guidance"]
     preview = Preview(settings["preview"], tokenizer, prior, names)
     device = build.device("auto")
-    has_images = "size" in settings["data"]  # a cache has none, and was made by this tokenizer
+    has_images = "size" in settings["data"]  # a cache has none
     if wrap:
         latents.standardize_(tokenizer, data, device)
-    measured = latents.check(tokenizer, data, device) if has_images else {}
+    measured = latents.check(tokenizer, data, device) if has_images else latents.check_cached(data)
     distance = small.measure(data, settings["small_fd"])
     kept = (word for word in words if not word.startswith("tokenizer="))
     words = [*kept, f"tokenizer='{export}'"]

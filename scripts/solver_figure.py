@@ -26,7 +26,7 @@ from vqgen.priors.flow import Flow
 STEPS = {  # of each path's solvers; heun calls the network twice a step
     "ot": {"euler": (4, 8, 16, 50), "heun": (4, 8, 16, 50)},
     "vp": {"heun": (4, 8, 16), "dpm": (4, 8, 16, 32), "ancestral": (8, 16, 50)},
-    "ve": {"heun": (8, 16), "rk4": (4, 8, 12), "ancestral": (8, 16, 50), "langevin": (5, 10)},
+    "ve": {"heun": (8, 16), "rk4": (4, 8, 12), "ancestral": (8, 16, 50), "langevin": (10, 20)},
 }
 SHOWN, GUIDANCE = 8, 2.0  # images per cell of a sheet, and their guidance
 MOST_CALLS = 51  # of a measured point: beyond it there is a sheet only

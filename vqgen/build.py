@@ -99,17 +99,17 @@ def check_pair(node: Any, spec: Any) -> None:
 
 
 def check_path(node: Any) -> None:
-    """Raise ValueError for a path= that was typed with a prior that follows none, or for numbers
-    that make no path."""
+    """Raise ValueError for a path= that was typed with a prior that follows none or not this one,
+    or for numbers that make no path."""
     node = plain(node)
-    target = node["_target_"]
-    if "path" in node and "path" not in inspect.signature(hydra.utils.get_class(target)).parameters:
+    family = hydra.utils.get_class(node["_target_"])
+    if "path" in node and "path" not in inspect.signature(family).parameters:
         raise ValueError(
-            f"path= is for prior=flow and prior=diffusion, got it with {target.rsplit('.')[-1]}; "
-            "leave path out, or type prior=flow"
+            f"path= is for prior=flow and prior=diffusion, got it with {family.__name__}; leave "
+            "path out, or type prior=flow"
         )
     if node.get("path"):
-        make(node["path"])
+        family.check_path(make(node["path"]))
 
 
 def _check_numbers(node: dict[str, Any], path: str = "prior") -> None:

@@ -20,6 +20,7 @@ from vqgen.data import cache, extract, manifest
 from vqgen.data.cache import CachedLatents
 from vqgen.data.images import ImageData
 from vqgen.data.store import ImageSet, Kept
+from vqgen.training import latents
 
 
 class Means(Tokenizer):
@@ -169,6 +170,23 @@ def test_tokens_take_two_bytes_and_four_where_they_must(tmp_path: Path) -> None:
     done = written(tmp_path, tiny.data(), tiny.tokenizer())
     stored = sum(shard.bytes for listed in done.shards.values() for shard in listed)
     assert stored < (24 * 2 + 6) * (6 * 2 + 4) + 2 * 2000, "tokens, labels, and a header per file"
+
+
+def test_a_cache_of_latents_of_another_scale_is_refused(tmp_path: Path) -> None:
+    """As the latents of images are, before training starts."""
+    data, tokenizer = tiny.data(), tiny.kl().eval()
+    latents.standardize_(tokenizer, data)
+    written(tmp_path / "good", data, tokenizer)
+    found = latents.check_cached(read(tmp_path / "good"))
+    assert found["latents/largest_mean"] < 0.2
+    assert 0.8 < found["latents/smallest_deviation"] < found["latents/largest_deviation"] < 1.2
+    channels = len(tokenizer.standardizer.mean)  # type: ignore[union-attr]
+    tokenizer.standardizer.refine_(torch.zeros(channels), torch.full((channels,), 0.3))  # type: ignore[union-attr]
+    written(tmp_path / "bad", data, tokenizer)
+    with pytest.raises(ValueError, match=r"near zero mean .* python train_stage1\.py tokenizer=kl"):
+        latents.check_cached(read(tmp_path / "bad"))
+    written(tmp_path / "tokens", data, tiny.tokenizer().eval())
+    assert latents.check_cached(read(tmp_path / "tokens")) == {}
 
 
 def test_a_killed_extraction_goes_on_and_ends_in_the_same_files(tmp_path: Path) -> None:

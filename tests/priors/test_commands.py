@@ -57,7 +57,14 @@ def trained(root: Path, path: str) -> None:
         (["solver=ddim"], "needs path=vp, this prior has path=ve; type solver=euler"),
         (["steps=0"], "steps as a whole number of at least 1, got 0; type steps=10"),
         (["solver=huen"], "solver as one of heun, .*, got huen; type solver=heun"),
-        (["stochasticity=0.5"], "type solver=ancestral or leave stochasticity out"),
+        (["stochasticity=0.5"], "type solver=euler_maruyama or leave stochasticity out"),
+        (
+            ["snr=0.2", "solver=heun"],
+            "snr is for solver=predictor_corrector, langevin, got snr=0.2",
+        ),
+        (["solver=langevin", "steps=5"], "a factor of 5.49 with steps=5; type steps=9"),
+        (["solver=langevin", "steps=10", "corrector_steps=3"], "corrector_steps of at least 4, or"),
+        (["resample=4"], "got resample=4 without; leave resample out"),
         (["guidance=interval:3:0.8:0.2"], "0 <= start <= stop <= 1, got 0.8 to 0.2"),
         (["top_k=5"], "top_k"),
     ],
@@ -77,13 +84,13 @@ def test_sampling_of_a_path_is_refused(
     [
         (
             ["prior=flow_tiny", "path=ve", "prior.path.sigma_min=5", "prior.path.sigma_max=5"],
-            "0 < sigma_min < sigma_max, .*type prior.path.sigma_min=0.01",
+            "0 < sigma_min < sigma_max < inf, .*type prior.path.sigma_min=0.01",
         ),
         (
             ["prior=diffusion_tiny", "path=ve", "prior.path.sigma_min=60"],
-            "0 < sigma_min < sigma_max, .*type prior.path.sigma_min=0.01",
+            "0 < sigma_min < sigma_max < inf, .*type prior.path.sigma_min=0.01",
         ),
-        (["prior=diffusion_tiny", "path=ot"], "type path=vp, or prior=flow for path=ot"),
+        (["prior=diffusion_tiny", "path=ot"], "^vqgen: wanted path .* or prior=flow for path=ot"),
     ],
 )
 def test_training_on_a_path_is_refused(

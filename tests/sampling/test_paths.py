@@ -150,9 +150,17 @@ def test_training_times_are_inside() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: VE(sigma_min=2, sigma_max=1), r"0 < sigma_min < sigma_max, got .*2.*; type prior"),
+        (
+            lambda: VE(sigma_min=2, sigma_max=1),
+            r"0 < sigma_min < sigma_max < inf, got .*2.*; type prior",
+        ),
         (lambda: VE(sigma_min=1, sigma_max=1), r"sigma_min=1, sigma_max=1; type prior.path"),
-        (lambda: VP(beta_min=0), r"0 < beta_min < beta_max, got beta_min=0.*; type prior.path"),
+        (lambda: VE(sigma_max=float("inf")), r"sigma_max=inf; type prior.path.sigma_min=0.01"),
+        (lambda: VP(beta_max=float("inf")), r"beta_max=inf; type prior.path.beta_min=0.1"),
+        (
+            lambda: VP(beta_min=0),
+            r"0 < beta_min < beta_max < inf, got beta_min=0.*; type prior.path",
+        ),
     ],
 )
 def test_impossible_paths_are_refused(make, sentence: str) -> None:

@@ -26,6 +26,9 @@ PAIRS = [
 ]
 
 
+CENTERED = Gaussian([0.0, 0.0], [[0.9, 0.5], [0.5, 0.6]])  # as latents are
+
+
 def slope(errors: list[float]) -> float:
     """The order of convergence that errors at N, 2N, ... steps show at the end."""
     return math.log2(errors[-2] / errors[-1])
@@ -42,9 +45,23 @@ def test_orders_of_the_ode_solvers(path: GaussianPath, step, order: int) -> None
     for count in (32, 64, 128):
         y, times = x, torch.linspace(0.3, 0.9, count + 1, dtype=torch.float64)
         for t, u in pairwise(times):
-            y = step(field.velocity, y, t, u)
+            y = field.follow(step, y, t, u)
         errors.append(float((y - wanted).abs().max()))
     assert slope(errors) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("euler", 16), ("heun", 8), ("rk4", 4)])
+@paths
+def test_few_steps_leave_no_noise(path: GaussianPath, solver: str, steps: int) -> None:
+    """About 16 network calls. On VE this needs the path's scale taken out: in x itself half of the
+    noise stays."""
+    knobs, field = ContinuousKnobs(solver=solver, steps=steps), CENTERED.field(path)
+    first, last = path.span(field.kind)
+    times, x = grid(path, "uniform", steps, first, last), standard(2000)
+    got = integrate(lambda step: field, times, knobs, lambda: x)
+    start = path.deviation(times[0]) * x
+    wanted = CENTERED.flow(path, start, times[0], times[-1])
+    assert float((got - wanted).square().mean().sqrt()) < 0.1
 
 
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm", 2)])
@@ -96,7 +113,8 @@ def test_samples_have_the_mean_and_covariance_of_the_data(path: GaussianPath, na
     solvers of order 1 add up to 0.03 at 800 steps, VE's start 0.02 to the mean."""
     count, seeds = 8000, iter(range(10**6))
     steps = {"dopri5": 4, "heun": 100, "rk4": 100, "dpm": 100, "langevin": 400}
-    knobs = ContinuousKnobs(solver=name, steps=steps.get(name, 800))
+    more: dict = {"snr": 0.3, "corrector_steps": 5} if name == "langevin" else {}
+    knobs = ContinuousKnobs(solver=name, steps=steps.get(name, 800), **more)
     field = DATA.field(path)
     times = grid(path, "uniform", knobs.count, *path.span(field.kind))
     x = integrate(lambda step: field, times, knobs, lambda: standard(count, next(seeds))).flatten(1)
@@ -161,7 +179,7 @@ def test_a_point_mass_is_found(path: GaussianPath, name: str) -> None:
 def test_the_flow_likelihood_is_the_gaussians(path: GaussianPath) -> None:
     """Exact trace and probes, fixed and adaptive steps: 0.01 bits per dimension. The data is
     centered, as latents are: VE's start has no room for a mean."""
-    data = Gaussian([0.0, 0.0], [[0.9, 0.5], [0.5, 0.6]])
+    data = CENTERED
     x, field = data.draw(64, 3), data.field(path)
     first, last = path.span(field.kind)
     signs = torch.tensor(
@@ -208,11 +226,23 @@ def test_a_wrong_model_has_a_longer_code() -> None:
         ({"steps": 0}, "steps as a whole number of at least 1, got 0; type steps=10"),
         ({"solver": "eulr"}, "solver as one of heun, .*, got eulr; type solver=heun"),
         ({"spacing": "cosine"}, "spacing as one of uniform, .*, got cosine; type spacing=uniform"),
-        ({"tolerance": 0.0}, "tolerance above 0, got 0.0; type tolerance=0.0001"),
+        (
+            {"tolerance": 0.0, "solver": "dopri5"},
+            "tolerance above 0, got 0.0; type tolerance=0.0001",
+        ),
         ({"temperature": math.nan}, "temperature above 0, got nan; type temperature=1.0"),
         ({"stochasticity": 2.0, "solver": "ancestral"}, "from 0 to 1, got 2.0; type stoch"),
-        ({"stochasticity": 1.0}, "needs a solver with noise .* got solver=heun; type solver=anc"),
+        ({"stochasticity": 1.0}, "is for .* with solver=heun; type solver=euler_maruyama or leave"),
+        ({"snr": 0.2, "solver": "ancestral"}, "snr is for solver=predictor_corrector, langevin, g"),
+        ({"corrector_steps": 2}, "corrector_steps is for .* or leave corrector_steps out"),
+        (
+            {"tolerance": 1e-3},
+            "tolerance is for solver=dopri5, got tolerance=0.001 with solver=heun",
+        ),
         ({"resample": 0}, "resample as a whole number of at least 1, got 0; type resample=10"),
+        ({"solver": ["heun"]}, r"solver as one of heun, .*, got \['heun'\]; type solver=heun"),
+        ({"solver": "ancestral", "stochasticity": True}, "from 0 to 1, got True; type stoch"),
+        ({"steps": True}, "steps as a whole number of at least 1, got True; type steps=10"),
     ],
 )
 def test_impossible_knobs(knobs: dict, sentence: str) -> None:
@@ -223,4 +253,37 @@ def test_impossible_knobs(knobs: dict, sentence: str) -> None:
 @pytest.mark.parametrize(("solver", "path"), [("ddim", "ve"), ("dpm", "ot"), ("langevin", "vp")])
 def test_solvers_of_one_path_refuse_the_others(solver: str, path: str) -> None:
     with pytest.raises(ValueError, match=rf"solver={solver} needs path=v., .*{path}; type solver="):
-        ContinuousKnobs(solver=solver).check_path(path)
+        ContinuousKnobs(solver=solver).check(PATHS[path], torch.linspace(0, 1, 3).double())
+
+
+@pytest.mark.parametrize(
+    ("steps", "snr", "spacing"),
+    [(10, None, "uniform"), (20, None, "quadratic"), (10, 0.3, "uniform"), (100, 0.2, "uniform")],
+)
+def test_annealed_langevin_takes_the_noise_with_it(
+    steps: int, snr: float | None, spacing: str
+) -> None:
+    """Before the last evaluation. Its steps by default follow from the levels; too few are
+    refused."""
+    path, field, seeds = PATHS["ve"], CENTERED.field(PATHS["ve"]), iter(range(10**6))
+    times = grid(path, spacing, steps, 0.0, 1.0)
+    knobs = ContinuousKnobs(solver="langevin", steps=steps, snr=snr)
+    knobs.check(path, times)
+    step = knobs.stepper(lambda: standard(4000, next(seeds)))
+    x = path.deviation(times[0]) * standard(4000, 99)
+    for t, u in pairwise(times):
+        x = step(field, x, t, u)
+    excess = x.flatten(1).T.cov() - CENTERED.covariance
+    assert float(excess.diagonal().min()) > -0.1 and float(excess.diagonal().max()) < 0.3
+    few = ContinuousKnobs(solver="langevin", steps=steps, snr=0.1, corrector_steps=1)
+    with pytest.raises(ValueError, match=r"corrector_steps of at least \d+, or as much noise"):
+        few.check(path, times)
+    with pytest.raises(ValueError, match=r"a factor of 5.49 with steps=5; type steps=9"):
+        ContinuousKnobs(solver="langevin", steps=5).check(path, grid(path, "uniform", 5, 0.0, 1.0))
+
+
+def test_a_langevin_step_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"snr from 0.05 .* to below 1 .* got snr=1.5; type snr=0.5"
+    ):
+        ContinuousKnobs(solver="langevin", snr=1.5).check(PATHS["ve"], torch.zeros(2).double())

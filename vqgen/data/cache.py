@@ -1,7 +1,7 @@
 """data=cache: training batches of latents out of a cache that scripts/cache_latents.py wrote."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vqgen.contracts import FeatureSpec, Size, Tokenizer
+from vqgen.contracts import FeatureSpec, LatentSpec, Size, Tokenizer
 from vqgen.data import manifest as manifests
 from vqgen.data.images import check_batch, rank_and_world
 from vqgen.data.manifest import COMMAND, Folder, Manifest
@@ -110,6 +110,19 @@ class CachedLatents(LightningDataModule):
     def image_size(self) -> Size:
         """(height, width) of the images that were encoded."""
         return self.manifest.image_size
+
+    @property
+    def spec(self) -> LatentSpec:
+        """Of the latents."""
+        return self.manifest.spec
+
+    def stored(self, images: int) -> Iterator[Tensor]:
+        """Latents of at most so many training images, evenly spaced, in batches."""
+        total = self.manifest.images["train"]
+        chosen = np.linspace(0, total - 1, min(images, total)).round().astype(int).tolist()
+        for start in range(0, len(chosen), 64):
+            keys = [(index, index) for index in chosen[start : start + 64]]
+            yield self.sets["train"].__getitems__(keys)["latents"]
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for the recipe table and the checkpoint: those of the images, and the

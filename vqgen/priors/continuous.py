@@ -111,8 +111,13 @@ class Denoiser(nn.Module):
                 f"wanted known latents of shape {shape}, got {list(known.latents.shape)}; encode "
                 "the images with this prior's tokenizer"
             )
-        knobs.check_path(self.path.name)
+        if known is None and knobs.resample > 1:
+            raise ValueError(
+                "resample repeats steps where latents are given, for edit=inpaint or outpaint, got "
+                f"resample={knobs.resample} without; leave resample out"
+            )
         times = grid(self.path, knobs.spacing, knobs.count, *self.span)
+        knobs.check(self.path, times)
         null = self.condition.can_drop
         branches = Branches(condition.batch, len(times) - 1, guidance, has_null=null)
         check_guidance(branches, self.label_dropout)

@@ -66,7 +66,7 @@ class Diffusion(Prior):
         choice("times", times, TRAINING_TIMES)
         check_at_least(1, instead=16, likelihood_evaluations=likelihood_evaluations)
         path = path or VP()
-        choice("path", path.name, ("vp", "ve"), instead="path=vp, or prior=flow for path=ot")
+        self.check_path(path)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.weighting, self.times = weighting, times
         self.likelihood_evaluations = likelihood_evaluations
@@ -83,6 +83,11 @@ class Diffusion(Prior):
     def check(cls, spec: LatentSpec) -> None:
         """Raise a ValueError unless the latents are continuous."""
         check_features(spec, "diffusion")
+
+    @classmethod
+    def check_path(cls, path: GaussianPath) -> None:
+        """Raise a ValueError for a path that is no diffusion."""
+        choice("path", path.name, ("vp", "ve"), instead="path=vp, or prior=flow for path=ot")
 
     def loss(self, latents: Tensor, condition: Condition) -> Losses:
         """The mean over batch and numbers of the weighted squared score error; conditions are

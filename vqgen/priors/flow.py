@@ -91,6 +91,10 @@ class Flow(Prior):
         """Raise a ValueError unless the latents are continuous."""
         check_features(spec, "flow")
 
+    @classmethod
+    def check_path(cls, path: GaussianPath) -> None:
+        """Every path suits."""
+
     def loss(self, latents: Tensor, condition: Condition) -> Losses:
         """The mean over batch and numbers of the weighted squared velocity error; conditions are
         withheld with `label_dropout`."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from vqgen.sampling.paths import GaussianPath, Kind, fit
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x [batch, ...], t 0-dim or [batch]) -> like x
+Step = Callable[[Predict, Tensor, Tensor, Tensor], Tensor]  # (velocity, x_t, t, u) -> x_u
 
 
 class Field:
@@ -27,6 +28,14 @@ class Field:
         while x itself shrinks by sigma_max on VE. Of y's shape."""
         r = fit(self.path.scale(t), y)
         return self.velocity(r * y, t) / r - fit(self.path.scale_rate(t), y) * y
+
+    def follow(self, step: Step, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """x_u from x_t by a step of an ODE solver along the flow: in y = x / r on a path whose
+        scale runs over decades, else in x."""
+        if not self.path.rescaled:
+            return step(self.velocity, x, t, u)
+        y = step(self.scaled_velocity, x / fit(self.path.scale(t), x), t, u)
+        return fit(self.path.scale(u), x) * y
 
     def split(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Estimates of (data x_1, noise e) at x_t, each of x's shape."""

@@ -5,18 +5,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
 from vqgen.sampling import solvers, stochastic
 from vqgen.sampling.field import Field
+from vqgen.sampling.paths import GaussianPath
 from vqgen.sampling.stochastic import Noise
 from vqgen.sampling.times import SPACINGS
 
 Advance = Callable[[Field, Tensor, Tensor, Tensor], Tensor]  # (field, x_t, t, u) -> x_u
-STEPS, LEGS = 50, 5  # by default; legs are what the adaptive solver divides by itself
-DEFAULTS = {"snr": 0.16, "tolerance": 1e-4, "temperature": 1.0}
+ANNEALED_SNR, LEAST_SNR = 0.5, 0.05  # of langevin: by default, and the least
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class ContinuousKnobs:
     solver          ODE: euler heun rk4 dopri5, on path=vp also ddim dpm; SDE: euler_maruyama
                     ancestral predictor_corrector, on path=ve also langevin (annealed)
     steps           of the loop; heun evaluates the network twice a step, rk4 four times; dopri5
-                    divides each step as its tolerance asks. None: 50, dopri5 5
+                    divides each step as its tolerance asks. None: heun 25, rk4 12, dopri5 5,
+                    the others 50
     spacing         uniform, quadratic or log_snr, see sampling/times.py
     stochasticity   of SDE solvers: 1 is the reverse SDE, 0 the flow; None: 1
     corrector_steps Langevin steps after each step of predictor_corrector or at each level of
-                    langevin; None: 1 and 5
-    snr             size of a Langevin step as a share of the noise level; None: 0.16, langevin 0.3
-    tolerance       of dopri5, relative and absolute
+                    langevin; None: 1, langevin as many as the step to the level needs
+    snr             size of a Langevin step as a share of the noise level; None: 0.16, langevin 0.5
+    tolerance       of dopri5, relative and absolute; None: 1e-4
     temperature     times the deviation of the noise that sampling starts from
     resample        times each step is repeated where latents are given (inpainting)
     """
@@ -43,53 +45,79 @@ class ContinuousKnobs:
     stochasticity: float | None = None
     corrector_steps: int | None = None
     snr: float | None = None
-    tolerance: float = 1e-4
+    tolerance: float | None = None
     temperature: float = 1.0
     resample: int = 1
 
     def __post_init__(self) -> None:
         for name, table in (("solver", SOLVERS), ("spacing", SPACINGS)):
-            if getattr(self, name) not in table:
+            if getattr(self, name) not in list(table):  # a list has no hash
                 raise ValueError(
                     f"wanted {name} as one of {', '.join(table)}, got {getattr(self, name)}; "
                     f"type {name}={next(iter(table))}"
                 )
         for name in ("steps", "corrector_steps", "resample"):
             count = getattr(self, name)
-            if count is not None and (not isinstance(count, int) or count < 1):
+            if count is not None and (type(count) is not int or count < 1):
                 raise ValueError(
                     f"wanted {name} as a whole number of at least 1, got {count}; type {name}=10"
                 )
-        for name in ("snr", "tolerance", "temperature"):
-            value, default = getattr(self, name), DEFAULTS[name]
-            if name == "snr" and value is None:
+        for name, default in (("snr", 0.16), ("tolerance", 1e-4), ("temperature", 1.0)):
+            value = getattr(self, name)
+            if value is None and name != "temperature":
                 continue
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            if not (_is_number(value) and math.isfinite(value) and value > 0):
                 raise ValueError(f"wanted {name} above 0, got {value}; type {name}={default}")
         level = self.stochasticity
-        if level is not None and not (isinstance(level, int | float) and 0 <= level <= 1):
+        if level is not None and not (_is_number(level) and 0 <= level <= 1):
             raise ValueError(
                 f"wanted stochasticity from 0 to 1, got {level}; type stochasticity=1.0"
             )
-        if level is not None and not SOLVERS[self.solver].stochastic:
-            noisy = ", ".join(name for name, solver in SOLVERS.items() if solver.stochastic)
-            raise ValueError(
-                f"stochasticity needs a solver with noise ({noisy}), got solver={self.solver}; "
-                "type solver=ancestral or leave stochasticity out"
-            )
+        for name in ("stochasticity", "corrector_steps", "snr", "tolerance"):
+            users = [word for word, solver in SOLVERS.items() if name in solver.uses]
+            if getattr(self, name) is not None and self.solver not in users:
+                raise ValueError(
+                    f"{name} is for solver={', '.join(users)}, got {name}={getattr(self, name)} "
+                    f"with solver={self.solver}; type solver={users[0]} or leave {name} out"
+                )
 
     @property
     def count(self) -> int:
         """Steps of the loop."""
-        return self.steps or (LEGS if self.solver == "dopri5" else STEPS)
+        return self.steps or SOLVERS[self.solver].steps
 
-    def check_path(self, path: str) -> None:
-        """Raise a ValueError if the solver is not meant for this path."""
+    def check(self, path: GaussianPath, times: Tensor) -> None:
+        """Raise a ValueError if the solver is not meant for this path, or annealed Langevin adds
+        more noise than it takes away between two of the times."""
         wanted = SOLVERS[self.solver].path
-        if wanted not in (None, path):
+        if wanted not in (None, path.name):
             raise ValueError(
-                f"solver={self.solver} needs path={wanted}, this prior has path={path}; "
+                f"solver={self.solver} needs path={wanted}, this prior has path={path.name}; "
                 f"type solver={SOLVERS[self.solver].instead}, or train with path={wanted}"
+            )
+        if self.solver == "langevin":
+            self._check_annealing(path, times)
+
+    def _check_annealing(self, path: GaussianPath, times: Tensor) -> None:
+        snr, levels = self.snr or ANNEALED_SNR, list(pairwise(times))
+        if not LEAST_SNR <= snr < 1:
+            raise ValueError(
+                f"solver=langevin needs snr from {LEAST_SNR} (smaller steps are too many) to below "
+                f"1 (a step as large as the noise), got snr={snr}; type snr={ANNEALED_SNR}"
+            )
+        ratio = max(float(path.deviation(t) / path.deviation(u)) for t, u in levels)
+        if ratio > math.e:  # data of unit variance would be frozen in before its noise is out
+            steps = math.ceil(self.count * math.log(ratio))
+            raise ValueError(
+                "solver=langevin needs noise levels at most a factor of 2.7 apart, got a factor of "
+                f"{ratio:.3g} with steps={self.count}; type steps={steps}"
+            )
+        least = max(stochastic.annealing_steps(path, t, u, snr=snr, left=1.0) for t, u in levels)
+        if self.corrector_steps is not None and self.corrector_steps < least:
+            raise ValueError(
+                f"solver=langevin with steps={self.count} and snr={snr} needs corrector_steps of "
+                f"at least {least}, or as much noise as data is left, got {self.corrector_steps}; "
+                "leave corrector_steps out, or type more steps"
             )
 
     def stepper(self, noise: Noise) -> Advance:
@@ -97,26 +125,32 @@ class ContinuousKnobs:
         return SOLVERS[self.solver].make(self, noise)
 
 
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Solver:
-    """make(knobs, noise) -> the step; `path` is the only one it is meant for."""
+    """make(knobs, noise) -> the step; `path` is the only one it is meant for, `uses` are knobs that
+    others do not have."""
 
     make: Callable[[Any, Noise], Advance]
+    steps: int = 50  # by default
     path: str | None = None
     instead: str = "heun"
-    stochastic: bool = False
+    uses: tuple[str, ...] = ()
 
 
 def _ode(step: Callable[..., Tensor]) -> Callable[[Any, Noise], Advance]:
     def make(knobs: ContinuousKnobs, noise: Noise) -> Advance:
-        return lambda field, x, t, u: step(field.velocity, x, t, u)
+        return lambda field, x, t, u: field.follow(step, x, t, u)
 
     return make
 
 
 def _dopri5(knobs: ContinuousKnobs, noise: Noise) -> Advance:
-    step = partial(solvers.dopri5, tolerance=knobs.tolerance)
-    return lambda field, x, t, u: step(field.velocity, x, t, u)
+    step = partial(solvers.dopri5, tolerance=knobs.tolerance or 1e-4)
+    return lambda field, x, t, u: field.follow(step, x, t, u)
 
 
 def _sde(step: Callable[..., Tensor]) -> Callable[[Any, Noise], Advance]:
@@ -142,9 +176,11 @@ def _predictor_corrector(knobs: ContinuousKnobs, noise: Noise) -> Advance:
 
 def _langevin(knobs: ContinuousKnobs, noise: Noise) -> Advance:
     """Annealed Langevin (Song and Ermon 2019): x stays where it is while the level falls."""
-    count, snr = knobs.corrector_steps or 5, knobs.snr or 0.3
+    snr = knobs.snr or ANNEALED_SNR
 
     def step(field: Field, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        needed = stochastic.annealing_steps(field.path, t, u, snr=snr)
+        count = knobs.corrector_steps or needed
         return stochastic.langevin(field, x, u, noise=noise, steps=count, snr=snr)
 
     return step
@@ -159,14 +195,18 @@ def _ddim(knobs: ContinuousKnobs, noise: Noise) -> Advance:
 
 
 SOLVERS: dict[str, Solver] = {
-    "heun": Solver(_ode(solvers.heun)),
+    "heun": Solver(_ode(solvers.heun), steps=25),
     "euler": Solver(_ode(solvers.euler)),
-    "rk4": Solver(_ode(solvers.rk4)),
-    "dopri5": Solver(_dopri5),
+    "rk4": Solver(_ode(solvers.rk4), steps=12),
+    "dopri5": Solver(_dopri5, steps=5, uses=("tolerance",)),
     "ddim": Solver(_ddim, path="vp", instead="euler"),
     "dpm": Solver(_dpm, path="vp", instead="heun"),
-    "euler_maruyama": Solver(_sde(stochastic.euler_maruyama), stochastic=True),
-    "ancestral": Solver(_sde(stochastic.ancestral), stochastic=True),
-    "predictor_corrector": Solver(_predictor_corrector, stochastic=True),
-    "langevin": Solver(_langevin, path="ve", instead="predictor_corrector", stochastic=False),
+    "euler_maruyama": Solver(_sde(stochastic.euler_maruyama), uses=("stochasticity",)),
+    "ancestral": Solver(_sde(stochastic.ancestral), uses=("stochasticity",)),
+    "predictor_corrector": Solver(
+        _predictor_corrector, uses=("stochasticity", "corrector_steps", "snr")
+    ),
+    "langevin": Solver(
+        _langevin, path="ve", instead="predictor_corrector", uses=("corrector_steps", "snr")
+    ),
 }

@@ -38,6 +38,7 @@ class GaussianPath(ABC):
     """
 
     name: ClassVar[str]  # what is typed: path=name
+    rescaled: ClassVar[bool] = False  # whether ODE solvers step in y = x / r, see `scale`
 
     @abstractmethod
     def mean(self, t: Tensor) -> Tensor:
@@ -194,9 +195,9 @@ class VP(GaussianPath):
     name = "vp"
 
     def __init__(self, *, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min < beta_max:
+        if not 0 < beta_min < beta_max < torch.inf:
             raise ValueError(
-                f"path=vp wanted 0 < beta_min < beta_max, got beta_min={beta_min}, "
+                f"path=vp wanted 0 < beta_min < beta_max < inf, got beta_min={beta_min}, "
                 f"beta_max={beta_max}; type prior.path.beta_min=0.1 prior.path.beta_max=20"
             )
         self.beta_min, self.beta_max = beta_min, beta_max
@@ -231,14 +232,15 @@ class VE(GaussianPath):
     """The variance-exploding SDE dx = (d sigma_s^2 / ds)^(1/2) dw with the geometric sigma_s =
     sigma_min (sigma_max / sigma_min)^s (Song et al. 2021). Nothing is singular: at t = 1 noise of
     sigma_min is left. At t = 0 x is x_1 + sigma_max e: the start N(0, sigma_max^2 I) is
-    approximate."""
+    approximate. Most of x's way is the shrinking of its noise, so solvers step in y = x / r."""
 
     name = "ve"
+    rescaled = True
 
     def __init__(self, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
-        if not 0 < sigma_min < sigma_max:
+        if not 0 < sigma_min < sigma_max < torch.inf:
             raise ValueError(
-                f"path=ve wanted 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
+                f"path=ve wanted 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min}, "
                 f"sigma_max={sigma_max}; type prior.path.sigma_min=0.01 prior.path.sigma_max=50"
             )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max

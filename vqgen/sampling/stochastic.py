@@ -3,13 +3,14 @@
 `noise()` gives fresh standard normal numbers of x's shape, from one stream per image.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vqgen.sampling.field import Field
-from vqgen.sampling.paths import fit
+from vqgen.sampling.paths import GaussianPath, fit
 
 Noise = Callable[[], Tensor]
 
@@ -57,6 +58,19 @@ def langevin(
     for _ in range(steps):
         x = x + fit(size, x) * field.score(x, t) + fit((2 * size).sqrt(), x) * noise()
     return x
+
+
+def annealing_steps(
+    path: GaussianPath, t: Tensor, u: Tensor, *, snr: float, left: float = 0.15
+) -> int:
+    """Langevin steps at the level of u after that of t, so that noise with `left` of the data's
+    variance (1) is never taken out.
+
+    Each step takes the share 2 snr^2 b^2 / (1 + b^2) off the excess of the variance 1 + b^2, which
+    grows by 2 b^2 log(b_t / b_u) from level to level: they balance at log(b_t / b_u) / (count
+    snr^2) of 1 + b^2, and below b = 1 that is frozen in."""
+    ratio = float(path.deviation(t) / path.deviation(u))
+    return max(1, math.ceil(math.log(ratio) / (left * snr**2) - 1e-9))
 
 
 def renoise(field: Field, x: Tensor, u: Tensor, t: Tensor, *, noise: Noise) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from vqgen.contracts import FeatureSpec, Tokenizer
+from vqgen.contracts import FeatureSpec, Tokenizer, TokenSpec
 from vqgen.metrics.latents import LatentStatistics
 
 IMAGES = 2048  # measured on so many training images, evenly spaced, or on all if there are fewer
@@ -70,9 +70,24 @@ def check(tokenizer: Tokenizer, data: Any, device: torch.device | str = "cpu") -
     weak or too strong for them."""
     if tokenizer.standardizer is None:
         return {}
-    found = gauges(measure(tokenizer, data, device, CHECKED))
+    return _near_standard(measure(tokenizer, data, device, CHECKED))
+
+
+def check_cached(data: Any) -> dict[str, float]:
+    """`check` of what a cache holds: data has spec and stored(images) -> batches of latents, as
+    data.cache.CachedLatents has."""
+    if isinstance(data.spec, TokenSpec):
+        return {}
+    statistics = LatentStatistics(data.spec.channels)
+    for latents in data.stored(CHECKED):
+        statistics.update(latents)
+    return _near_standard(statistics)
+
+
+def _near_standard(statistics: LatentStatistics) -> dict[str, float]:
+    found = gauges(statistics)
     mean, low, high = found.values()
-    if mean > LARGEST_MEAN or low < 1 / LARGEST_FACTOR or high > LARGEST_FACTOR:
+    if not (mean <= LARGEST_MEAN and low >= 1 / LARGEST_FACTOR and high <= LARGEST_FACTOR):
         raise ValueError(
             "wanted latents near zero mean and unit variance, got channels with a mean of up to "
             f"{mean:.2f} and deviations from {low:.2f} to {high:.2f} on these training images: the "
