@@ -1,6 +1,7 @@
 """A pipeline out of one folder: what users call, and the promises about seeds, guidance and known
 tokens."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import vqgen
 from tests import tiny
 from tests.test_bad_input import stage1_run, stage2_run
 from vqgen import pictures
+from vqgen.nn.autoencoder import Decoder, Encoder
 from vqgen.pipeline import Pipeline
+from vqgen.tokenizers.autoencoder import Autoencoder
+from vqgen.tokenizers.vq import VectorQuantizer
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,28 @@ def test_image_i_does_not_depend_on_the_batch(pipeline: Pipeline) -> None:
     assert torch.equal(together, alone)
     assert torch.equal(together, backwards.flip(0))
     assert len({tuple(image.flatten().tolist()) for image in together}) > 8, "seeds matter"
+
+
+def test_pixels_do_not_depend_on_the_batch() -> None:
+    """As the emoji models have it: a wider decoder, a larger grid; there one image alone differed
+    from two, and 17 from 8."""
+    torch.manual_seed(5)
+    decoder = {"channels": 64, "multipliers": (1, 2), "blocks": 2, "attention_levels": ()}
+    wide = Autoencoder(
+        image_size=(32, 32),
+        encoder=partial(Encoder, **decoder, patch=2),
+        decoder=partial(Decoder, **decoder, patch=2),
+        bottleneck=VectorQuantizer(codebook=tiny.codebook("learned")),
+        z_channels=64,
+    )
+    images = torch.rand(33, 3, 32, 32) * 2 - 1
+    for layout in (torch.contiguous_format, torch.channels_last):
+        p = Pipeline(wide.to(memory_format=layout))  # type: ignore[call-overload]
+        for network, batch in ((wide.hidden, images), (wide.decoder, torch.randn(33, 64, 8, 8))):
+            whole = p._in_pieces(network, batch)
+            for size in (1, 2, 17, 32):
+                parts = torch.cat([p._in_pieces(network, part) for part in batch.split(size)])
+                assert torch.equal(parts, whole), (layout, size)
 
 
 def test_guidance_of_one_is_the_conditional_model(pipeline: Pipeline) -> None:
