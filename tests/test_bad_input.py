@@ -635,6 +635,14 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "top_k of at least 1, got abc",
     ),
     (
+        "switched the temperature off",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["temperature=null"],
+        "temperature wants a number like 1.0",
+    ),
+    ("gave top-k no number", lambda p: stage2_run(p / "runs"), "sample", ["top_k=true"], "top_k"),
+    (
         "misspelt auto",
         lambda p: None,
         "train_stage1",

@@ -33,7 +33,7 @@ def test_the_readme_example(tmp_path: Path) -> None:
     assert images.shape == (3, 3, *tiny.SIZE) and images.dtype == torch.uint8
     again = p.reconstruct(images)
     assert again.shape == images.shape and again.dtype == torch.uint8
-    tokens = p.tokenizer.encode(images.float() / 127.5 - 1)
+    tokens = p.encode(images)
     assert tokens.shape == (3, p.tokenizer.spec.length) and tokens.dtype == torch.long
     keep = torch.zeros_like(tokens, dtype=torch.bool)
     keep[:, :3] = True
@@ -86,7 +86,14 @@ def test_guidance_of_zero_is_the_null_condition(pipeline: Pipeline) -> None:
     assert torch.equal(guided, pipeline.sample_latents(n=4))
 
 
+def test_sampling_has_no_dropout_whatever_was_trained_since(pipeline: Pipeline) -> None:
+    before = pipeline.sample_latents([0, 1, 2, 0])
+    pipeline.prior.train()
+    assert torch.equal(pipeline.sample_latents([0, 1, 2, 0]), before)
+
+
 def test_classes_by_name_and_index(pipeline: Pipeline) -> None:
+    assert pipeline.class_indices(torch.tensor([1, 0])) == [1, 0]
     assert pipeline.class_indices(["B", 2, "0"]) == [1, 2, 0]
 
 
@@ -179,8 +186,19 @@ def test_an_edit_changes_what_is_painted_only(pipeline: Pipeline) -> None:
     ("arguments", "sentence"),
     [
         ({"labels": [0, 1], "seeds": [1]}, "must agree on the number of images"),
-        ({"n": 0}, "at least one image"),
-        ({"n": 1, "batch": 0}, "batch of at least 1"),
+        ({"n": 0}, "n as a whole number of at least 1, got 0"),
+        ({"n": 1.5}, "n as a whole number of at least 1, got 1.5"),
+        ({"n": "a"}, "n as a whole number of at least 1, got 'a'"),
+        ({"labels": []}, "at least one image"),
+        ({"n": 1, "batch": 0}, "batch as a whole number of at least 1, got 0"),
+        ({"n": 1, "batch": "a"}, "batch as a whole number"),
+        ({"n": 1, "known": (0, 1)}, r"known=vqgen.Known\(latents, keep\), got tuple"),
+        ({"n": 1, "temperature": None}, "temperature wants a number like 1.0, got None"),
+        ({"n": 1, "top_k": True}, "top_k wants no True"),
+        ({"n": 1, "guidance": lambda progress: float("nan")}, "at least 0, got nan at progress 0"),
+        ({"n": 1, "guidance": lambda progress: -3}, "at least 0, got -3"),
+        ({"n": 1, "guidance": lambda progress: None}, "at least 0, got None"),
+        ({"n": 1, "guidance": lambda progress: "x"}, "at least 0, got 'x'"),
         ({"n": 1, "steps": 5}, "has no knob 'steps'.*it has temperature"),
         ({"n": 1, "temperature": "hot"}, "temperature wants a number like 1.0, got 'hot'"),
         ({"labels": ["d"]}, "0 a, 1 b, 2 c"),
@@ -236,6 +254,10 @@ WRONG = {
     "encoding floats to 255": (
         lambda p: p.encode(tiny.images(2).float()),
         r"float images in \[-1, 1\], got up to .*hand in uint8",
+    ),
+    "encoding nan": (
+        lambda p: p.encode(torch.full((1, 3, *tiny.SIZE), float("nan"))),
+        r"float images in \[-1, 1\], got up to nan",
     ),
     "reconstructing floats to 255": (
         lambda p: p.reconstruct(tiny.images(2).float()),

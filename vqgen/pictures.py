@@ -40,8 +40,7 @@ class Files:
             for file in self.all:
                 if path and file.exists() and Path(path).exists() and file.samefile(path):
                     raise ValueError(
-                        f"out={self.sheet} would overwrite {name}={path}; type another "
-                        "out=NAME.png"
+                        f"out={self.sheet} would overwrite {name}={path}; type another out=NAME.png"
                     )
         try:  # in the folder, or in the one that it will be made in
             with tempfile.TemporaryFile(dir=next(filter(Path.exists, self.sheet.parents))):

@@ -68,13 +68,13 @@ class Pipeline:
             self._prior.to(device)
         return self
 
-    def class_indices(self, classes: Sequence[int | str]) -> list[int]:
+    def class_indices(self, classes: Sequence[int | str] | Tensor) -> list[int]:
         """Class names (str, case aside) or indices (int, or digits that name no class) -> indices.
         Raises ValueError that lists what there is."""
         names = [name.lower() for name in self.class_names]
         count = self.prior.num_classes
         found = []
-        for given in classes:
+        for given in classes.tolist() if isinstance(classes, Tensor) else classes:
             named = isinstance(given, str) and given.lower() in names  # a number is an index
             index = names.index(str(given).lower()) if named else given
             if not str(index).isdigit() or int(index) >= count:
@@ -93,7 +93,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def sample(
-        self, labels: Sequence[int | str] | None = None, *, batch: int = 32, **options: Any
+        self, labels: Sequence[int | str] | Tensor | None = None, *, batch: int = 32, **options: Any
     ) -> Tensor:
         """Sample images, uint8 [n, 3, H, W]; arguments as for `sample_latents`."""
         latents = self.sample_latents(labels, batch=batch, **options)
@@ -102,7 +102,7 @@ class Pipeline:
     @torch.inference_mode()
     def sample_latents(
         self,
-        labels: Sequence[int | str] | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         n: int | None = None,
         seeds: Sequence[int] | None = None,
@@ -129,10 +129,11 @@ class Pipeline:
 
         Raises ValueError for arguments that do not fit the model or each other.
         """
-        prior = self.prior
+        prior = self.prior.eval()  # whatever was done to it since
+        arguments.check_whole(n=1 if n is None else n, batch=batch)
         total = arguments.count(labels, n if text is None else text.batch, seeds)
-        if batch < 1:
-            raise ValueError(f"wanted batch of at least 1, got {batch}")
+        if known is not None and not isinstance(known, Known):
+            raise ValueError(f"wanted known=vqgen.Known(latents, keep), got {type(known).__name__}")
         seeds = arguments.checked_seeds(range(total) if seeds is None else seeds)
         scale = guidances.parse(guidance)
         settings = checked_knobs(prior, {**self.facts.get("knobs", {}), **knobs})
@@ -148,7 +149,7 @@ class Pipeline:
     @torch.inference_mode()
     def film(
         self,
-        labels: Sequence[int | str] | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         frames: int = 12,
         batch: int = 32,
@@ -178,7 +179,7 @@ class Pipeline:
         self,
         images: Tensor,
         paint: Tensor,
-        labels: Sequence[int | str] | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         paste: bool = True,
         **options: Any,
@@ -236,6 +237,7 @@ class Pipeline:
     def _in_pieces(self, part_of: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         """Encode or decode pieces of one size, the last one filled up: a row has the same bits in
         any batch."""
+        self.tokenizer.eval()
         height, width = self.tokenizer.image_size
         size = max(1, min(PIECE_IMAGES, PIECE_PIXELS // (height * width)))
         made = []
@@ -263,7 +265,7 @@ class Pipeline:
         images = images.to(self.device)
         if not images.is_floating_point():
             return images.float() / 127.5 - 1
-        if float(images.abs().amax()) > LARGEST:
+        if not float(images.abs().amax()) <= LARGEST:  # nan is not, either
             raise ValueError(
                 f"wanted float images in [-1, 1], got up to {float(images.abs().amax()):.4g}; for "
                 "0 to 255 hand in uint8, or images / 127.5 - 1"
@@ -276,7 +278,7 @@ class Pipeline:
         tokenizer."""
         return self.decode(self.encode(images))
 
-    def _condition(self, labels: Sequence[int | str] | None, total: int) -> Condition:
+    def _condition(self, labels: Sequence[int | str] | Tensor | None, total: int) -> Condition:
         if labels is not None:
             indices = torch.tensor(self.class_indices(labels), device=self.device)
             return Condition.of_labels(indices)
@@ -297,7 +299,9 @@ def checked_knobs(prior: Prior, given: dict[str, Any]) -> Any:
             hint = build.nearest(name, list(valid))
             raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
         default, value = valid[name].default, given[name]
-        if isinstance(default, int | float) and isinstance(value, str):
+        if isinstance(value, bool) and not isinstance(default, bool):
+            raise ValueError(f"{name} wants no {value}; leave it out for its default, {default}")
+        if isinstance(default, int | float) and isinstance(value, str | None):
             raise ValueError(f"{name} wants a number like {default}, got {value!r}")
     return prior.Knobs(**given)
 
