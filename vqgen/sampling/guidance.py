@@ -7,6 +7,7 @@ s = 1 is off and s = 0 unconditional. Peers that write (1 + w) c - w u mean s = 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -85,7 +86,7 @@ def parse(wanted: str | float | Sequence[float] | Guidance) -> Guidance:
     return schedule(*values)
 
 
-def _is_scale(value: object) -> bool:
+def _is_scale(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and value >= 0
 
