@@ -18,9 +18,10 @@ from vqgen.sampling import ranks
 def main(config: DictConfig) -> None:
     """Load, sample, write `out` and what goes beside it."""
     settings = build.plain(config)
-    out = Path(settings["out"])
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"wanted out=NAME.png, got out={out}")
+    if "frames" in cli.typed_keys() and not settings["film"]:
+        raise ValueError("frames= is of a film: type film=true with it")
+    files = pictures.Files(settings["out"], film=settings["film"])
+    files.check({name: settings[name] for name in ("image", "mask")})
     with ranks.joined() as first:
         path = find_pipeline(settings)
         loaded = pipeline.load(path, device=build.device(settings["device"]))
@@ -28,23 +29,22 @@ def main(config: DictConfig) -> None:
         draw = partial(order.draw, shown=first)
         film = ranks.spread(draw, order.total, batch=settings["batch"])
     if first:
-        write(order, film.transpose(0, 1), out)
-        print(f"{order.total} images from {path}: {out} and {out.with_suffix('.npz')}")
+        write(order, order.finished(film.transpose(0, 1)), files)
+        print(f"{order.total} images from {path}: {', '.join(map(str, files.all))}")
 
 
-def write(order: Order, film: Tensor, out: Path) -> None:
+def write(order: Order, film: Tensor, files: pictures.Files) -> None:
     """The sheet, the npz and, if asked for, the film: uint8 [frames, n, 3, H, W]."""
     columns = min(8, order.settings["n"])
+    frames = [pictures.sheet(part, order.rows, order.names, columns) for part in film]
     if order.settings["film"]:
-        frames = [pictures.sheet(part, order.rows, order.names, columns) for part in film]
-        pictures.save_gif(frames, out.with_name(f"{out.stem}_film.gif"))
-        pictures.save_png(pictures.strip(film), out.with_name(f"{out.stem}_film.png"))
-    images = order.finished(film[-1])
-    picture = pictures.sheet(images, order.rows, order.names, columns)
+        pictures.save_gif(frames, files.film)
+        pictures.save_png(pictures.strip(film), files.strip)
+    picture = frames[-1]
     if order.edit is not None:
         picture = pictures.under(pictures.asked(*order.edit), picture)
-    pictures.save_png(picture, out)
-    pictures.save_arrays(images, order.labels, out.with_suffix(".npz"))
+    pictures.save_png(picture, files.sheet)
+    pictures.save_arrays(film[-1], order.labels, files.arrays)
 
 
 def find_pipeline(settings: dict) -> Path:

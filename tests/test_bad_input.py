@@ -635,6 +635,14 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "top_k of at least 1, got abc",
     ),
     (
+        "switched the temperature off",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["temperature=null"],
+        "temperature wants a number like 1.0",
+    ),
+    ("gave top-k no number", lambda p: stage2_run(p / "runs"), "sample", ["top_k=true"], "top_k"),
+    (
         "misspelt auto",
         lambda p: None,
         "train_stage1",
@@ -804,6 +812,41 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["image=a.png", "box=[0,0,1,1]"],
         "type edit=inpaint or edit=outpaint",
     ),
+    *(
+        (
+            f"would lose the {what} for out={out}",
+            lambda p: (picture(p / "c_film.png"), (p / "a.png").symlink_to(p / "c_film.png")),
+            "sample",
+            ["edit=inpaint", *words, f"out={out}"],
+            f"out={Path(out)} would overwrite {what}",
+        )
+        for what, out, *words in (
+            ("image=c_film.png", "a.png", "image=c_film.png", "box=[0,0,1,1]"),
+            ("image=a.png", "c.png", "image=a.png", "box=[0,0,1,1]", "film=true"),
+            ("mask=c_film.png", "./a.png", "image=other.png", "mask=c_film.png"),
+        )
+    ),
+    (
+        "samples where no file can be",
+        lambda p: None,
+        "sample",
+        ["out=/proc/x.png"],
+        "type out=NAME.png in a folder you may write",
+    ),
+    (
+        "counts frames of no film",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["frames=5"],
+        "type film=true with it",
+    ),
+    (
+        "pastes without an edit",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["paste=false"],
+        "paste=false is for edits",
+    ),
     (
         "films with no frame",
         lambda p: stage2_run(p / "runs"),
@@ -967,6 +1010,16 @@ def test_sampling_works_from_the_same_fixture(tmp_path: Path, monkeypatch, capsy
     with Image.open(tmp_path / "e_film.gif") as film:
         assert getattr(film, "n_frames") == 4  # noqa: B009 (Pillow's stubs leave it out)
     assert (tmp_path / "e.png").is_file() and (tmp_path / "e_film.png").is_file()
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed.endswith("e.png, e.npz, e_film.gif, e_film.png")
+    with Image.open(tmp_path / "e_film.png") as strip, np.load(tmp_path / "e.npz") as arrays:
+        frames = np.asarray(strip)  # the first image: its first frame keeps the pixels, its last
+        last = np.kron(arrays["arr_0"][0], np.ones((2, 2, 1), dtype=np.uint8))  # is the saved one
+    cell = last.shape[0] + 4, last.shape[1] + 4
+    cells = [frames[2 : cell[0] - 2, i * cell[1] + 2 : (i + 1) * cell[1] - 2] for i in range(4)]
+    assert np.array_equal(cells[-1], last)
+    kept = slice(0, last.shape[0] // 2), slice(0, last.shape[1] // 2)
+    assert np.array_equal(cells[0][kept], last[kept])
 
 
 def test_a_plan_is_of_what_training_will_find(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,6 +1,7 @@
 """A pipeline out of one folder: what users call, and the promises about seeds, guidance and known
 tokens."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from tests import tiny
 from tests.test_bad_input import stage1_run, stage2_run
 from vqgen import pictures
 from vqgen.importing.folder import imagenet_classes
+from vqgen.nn.autoencoder import Decoder, Encoder
 from vqgen.pipeline import Pipeline
 from vqgen.priors.llamagen import LlamaGen
+from vqgen.tokenizers.autoencoder import Autoencoder
+from vqgen.tokenizers.vq import VectorQuantizer
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def test_the_readme_example(tmp_path: Path) -> None:
     assert images.shape == (3, 3, *tiny.SIZE) and images.dtype == torch.uint8
     again = p.reconstruct(images)
     assert again.shape == images.shape and again.dtype == torch.uint8
-    tokens = p.tokenizer.encode(images.float() / 127.5 - 1)
+    tokens = p.encode(images)
     assert tokens.shape == (3, p.tokenizer.spec.length) and tokens.dtype == torch.long
     keep = torch.zeros_like(tokens, dtype=torch.bool)
     keep[:, :3] = True
@@ -50,6 +54,28 @@ def test_image_i_does_not_depend_on_the_batch(pipeline: Pipeline) -> None:
     assert len({tuple(image.flatten().tolist()) for image in together}) > 8, "seeds matter"
 
 
+def test_pixels_do_not_depend_on_the_batch() -> None:
+    """As the emoji models have it: a wider decoder, a larger grid; there one image alone differed
+    from two, and 17 from 8."""
+    torch.manual_seed(5)
+    decoder = {"channels": 64, "multipliers": (1, 2), "blocks": 2, "attention_levels": ()}
+    wide = Autoencoder(
+        image_size=(32, 32),
+        encoder=partial(Encoder, **decoder, patch=2),
+        decoder=partial(Decoder, **decoder, patch=2),
+        bottleneck=VectorQuantizer(codebook=tiny.codebook("learned")),
+        z_channels=64,
+    )
+    images = torch.rand(33, 3, 32, 32) * 2 - 1
+    for layout in (torch.contiguous_format, torch.channels_last):
+        p = Pipeline(wide.to(memory_format=layout))  # type: ignore[call-overload]
+        for network, batch in ((wide.hidden, images), (wide.decoder, torch.randn(33, 64, 8, 8))):
+            whole = p._in_pieces(network, batch)
+            for size in (1, 2, 17, 32):
+                parts = torch.cat([p._in_pieces(network, part) for part in batch.split(size)])
+                assert torch.equal(parts, whole), (layout, size)
+
+
 def test_guidance_of_one_is_the_conditional_model(pipeline: Pipeline) -> None:
     labels = [0, 1, 2, 0]
     plain = pipeline.sample_latents(labels)
@@ -62,7 +88,14 @@ def test_guidance_of_zero_is_the_null_condition(pipeline: Pipeline) -> None:
     assert torch.equal(guided, pipeline.sample_latents(n=4))
 
 
+def test_sampling_has_no_dropout_whatever_was_trained_since(pipeline: Pipeline) -> None:
+    before = pipeline.sample_latents([0, 1, 2, 0])
+    pipeline.prior.train()
+    assert torch.equal(pipeline.sample_latents([0, 1, 2, 0]), before)
+
+
 def test_classes_by_name_and_index(pipeline: Pipeline) -> None:
+    assert pipeline.class_indices(torch.tensor([1, 0])) == [1, 0]
     assert pipeline.class_indices(["B", 2, "0"]) == [1, 2, 0]
 
 
@@ -155,8 +188,19 @@ def test_an_edit_changes_what_is_painted_only(pipeline: Pipeline) -> None:
     ("arguments", "sentence"),
     [
         ({"labels": [0, 1], "seeds": [1]}, "must agree on the number of images"),
-        ({"n": 0}, "at least one image"),
-        ({"n": 1, "batch": 0}, "batch of at least 1"),
+        ({"n": 0}, "n as a whole number of at least 1, got 0"),
+        ({"n": 1.5}, "n as a whole number of at least 1, got 1.5"),
+        ({"n": "a"}, "n as a whole number of at least 1, got 'a'"),
+        ({"labels": []}, "at least one image"),
+        ({"n": 1, "batch": 0}, "batch as a whole number of at least 1, got 0"),
+        ({"n": 1, "batch": "a"}, "batch as a whole number"),
+        ({"n": 1, "known": (0, 1)}, r"known=vqgen.Known\(latents, keep\), got tuple"),
+        ({"n": 1, "temperature": None}, "temperature wants a number like 1.0, got None"),
+        ({"n": 1, "top_k": True}, "top_k wants no True"),
+        ({"n": 1, "guidance": lambda progress: float("nan")}, "at least 0, got nan at progress 0"),
+        ({"n": 1, "guidance": lambda progress: -3}, "at least 0, got -3"),
+        ({"n": 1, "guidance": lambda progress: None}, "at least 0, got None"),
+        ({"n": 1, "guidance": lambda progress: "x"}, "at least 0, got 'x'"),
         ({"n": 1, "steps": 5}, "has no knob 'steps'.*it has temperature"),
         ({"n": 1, "temperature": "hot"}, "temperature wants a number like 1.0, got 'hot'"),
         ({"labels": ["d"]}, "0 a, 1 b, 2 c"),
@@ -212,6 +256,10 @@ WRONG = {
     "encoding floats to 255": (
         lambda p: p.encode(tiny.images(2).float()),
         r"float images in \[-1, 1\], got up to .*hand in uint8",
+    ),
+    "encoding nan": (
+        lambda p: p.encode(torch.full((1, 3, *tiny.SIZE), float("nan"))),
+        r"float images in \[-1, 1\], got up to nan",
     ),
     "reconstructing floats to 255": (
         lambda p: p.reconstruct(tiny.images(2).float()),

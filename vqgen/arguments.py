@@ -11,7 +11,7 @@ from vqgen.contracts import LatentSpec, TokenSpec
 SEEDS = 2**63  # what every generator takes
 
 
-def count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | None) -> int:
+def count(labels: Sequence[Any] | Tensor | None, n: int | None, seeds: Sequence[int] | None) -> int:
     """How many images these ask for. Raises ValueError where they disagree, or ask for none."""
     for name, given in (("labels", labels), ("seeds", seeds)):
         if given is not None and (isinstance(given, str) or not hasattr(given, "__len__")):
@@ -29,6 +29,13 @@ def count(labels: Sequence[Any] | None, n: int | None, seeds: Sequence[int] | No
     if total < 1:
         raise ValueError(f"wanted at least one image, got {total}")
     return total
+
+
+def check_whole(**counts: Any) -> None:
+    """Raise a ValueError unless each of these is a whole number of at least 1."""
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"wanted {name} as a whole number of at least 1, got {value!r}")
 
 
 def checked_seeds(seeds: Sequence[Any]) -> list[int]:

@@ -235,6 +235,11 @@ def typed_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def typed_keys() -> set[str]:
+    """The names of the settings that were typed."""
+    return {_key(word) for word in typed_overrides()}
+
+
 def _key(word: str) -> str:
     return word.lstrip("+~").split("=")[0]
 

@@ -32,6 +32,8 @@ def asked(settings: dict[str, Any], size: Size) -> Edit | None:
                 raise ValueError(
                     f"{name}= is for edits: type edit=inpaint or edit=outpaint with it"
                 )
+        if not settings["paste"]:
+            raise ValueError("paste=false is for edits: type edit=inpaint or edit=outpaint with it")
         return None
     if mode not in ("inpaint", "outpaint"):
         raise ValueError(f"wanted edit=inpaint or edit=outpaint, got edit={mode}")

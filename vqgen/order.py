@@ -64,8 +64,8 @@ class Order:
         return self.pipeline.sample(labels, **options)[:, None].cpu()
 
     def finished(self, images: Tensor) -> Tensor:
-        """Images as they are written: of an edit with paste=true, the pixels that were to stay are
-        put back."""
+        """Images [..., 3, H, W] as they are written: of an edit with paste=true, the pixels that
+        were to stay are put back."""
         if self.edit is None or not self.settings["paste"]:
             return images
         image, paint = self.edit

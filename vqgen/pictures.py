@@ -1,6 +1,7 @@
 """Pictures for people: image grids, reconstructions under their inputs, sample sheets with class
 names."""
 
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,38 @@ from vqgen.checkpoint import atomic
 
 INK, PAPER, GAP = (40, 40, 40), 255, 2
 UNDECIDED = 205  # grey of what is not there yet
+
+
+class Files:
+    """What a sampling command writes for out=NAME.png: `sheet`, `arrays`, and of a film `film` and
+    `strip`. Raises ValueError for another kind of picture."""
+
+    def __init__(self, out: str, *, film: bool = False) -> None:
+        self.sheet = Path(out)
+        if self.sheet.suffix.lower() != ".png":
+            raise ValueError(f"wanted out=NAME.png, got out={out}")
+        self.arrays = self.sheet.with_suffix(".npz")
+        self.film = self.sheet.with_name(f"{self.sheet.stem}_film.gif")
+        self.strip = self.film.with_suffix(".png")
+        self.all = [self.sheet, self.arrays, *([self.film, self.strip] if film else [])]
+
+    def check(self, read: dict[str, Any]) -> None:
+        """Raise ValueError if one of them is a file that is `read` (by setting; None is none), or
+        OSError if their folder cannot be written."""
+        for name, path in read.items():
+            for file in self.all:
+                if path and file.exists() and Path(path).exists() and file.samefile(path):
+                    raise ValueError(
+                        f"out={self.sheet} would overwrite {name}={path}; type another out=NAME.png"
+                    )
+        try:  # in the folder, or in the one that it will be made in
+            with tempfile.TemporaryFile(dir=next(filter(Path.exists, self.sheet.parents))):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"cannot write {self.sheet} ({error.strerror or error}); type out=NAME.png in a "
+                "folder you may write"
+            ) from error
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A pipeline: tokenizer and prior out of one folder; conditions in, uint8 images out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from vqgen.sampling import guidance as guidances
 
 LARGEST = 1.01  # of a float image, but for rounding
 SHOWN = 20  # classes in a sentence
+# Encoder and decoder see pieces of one size: their convolutions round otherwise at another batch
+# size (1 against 2, 16 against 8, with the threads). 8 images of 32 px, one from 96 px on.
+PIECE_IMAGES, PIECE_PIXELS = 8, 8 * 32 * 32
 
 
 class Pipeline:
@@ -30,6 +33,7 @@ class Pipeline:
         *,
         facts: dict[str, Any] | None = None,
     ) -> None:
+        tokenizer = tokenizer.to(memory_format=torch.channels_last)  # convolutions are faster so
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self._prior = None if prior is None else prior.eval().requires_grad_(False)
         self.facts = facts or {}
@@ -66,13 +70,13 @@ class Pipeline:
             self._prior.to(device)
         return self
 
-    def class_indices(self, classes: Sequence[int | str]) -> list[int]:
+    def class_indices(self, classes: Sequence[int | str] | Tensor) -> list[int]:
         """Class names (str, case aside) or indices (int, or digits that name no class) -> indices.
         Raises ValueError that lists what there is."""
         names = [name.lower() for name in self.class_names]
         count = self.prior.num_classes
         found = []
-        for given in classes:
+        for given in classes.tolist() if isinstance(classes, Tensor) else classes:
             named = isinstance(given, str) and given.lower() in names  # a number is an index
             index = names.index(str(given).lower()) if named else given
             if not str(index).isdigit() or int(index) >= count:
@@ -91,7 +95,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def sample(
-        self, labels: Sequence[int | str] | None = None, *, batch: int = 32, **options: Any
+        self, labels: Sequence[int | str] | Tensor | None = None, *, batch: int = 32, **options: Any
     ) -> Tensor:
         """Sample images, uint8 [n, 3, H, W]; arguments as for `sample_latents`."""
         latents = self.sample_latents(labels, batch=batch, **options)
@@ -100,7 +104,7 @@ class Pipeline:
     @torch.inference_mode()
     def sample_latents(
         self,
-        labels: Sequence[int | str] | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         n: int | None = None,
         seeds: Sequence[int] | None = None,
@@ -127,10 +131,11 @@ class Pipeline:
 
         Raises ValueError for arguments that do not fit the model or each other.
         """
-        prior = self.prior
+        prior = self.prior.eval()  # whatever was done to it since
+        arguments.check_whole(n=1 if n is None else n, batch=batch)
         total = arguments.count(labels, n if text is None else text.batch, seeds)
-        if batch < 1:
-            raise ValueError(f"wanted batch of at least 1, got {batch}")
+        if known is not None and not isinstance(known, Known):
+            raise ValueError(f"wanted known=vqgen.Known(latents, keep), got {type(known).__name__}")
         seeds = arguments.checked_seeds(range(total) if seeds is None else seeds)
         scale = guidances.parse(guidance)
         settings = checked_knobs(prior, {**self.facts.get("knobs", {}), **knobs})
@@ -146,7 +151,7 @@ class Pipeline:
     @torch.inference_mode()
     def film(
         self,
-        labels: Sequence[int | str] | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         frames: int = 12,
         batch: int = 32,
@@ -176,7 +181,7 @@ class Pipeline:
         self,
         images: Tensor,
         paint: Tensor,
-        labels: Sequence[int | str] | None = None,
+        labels: Sequence[int | str] | Tensor | None = None,
         *,
         paste: bool = True,
         **options: Any,
@@ -215,13 +220,13 @@ class Pipeline:
                 "images as they are call reconstruct"
             )
         keep = editing.keep_mask(self.tokenizer.spec, paint.to(self.device))
-        return Known(self.tokenizer.encode(images), keep)
+        return Known(self.encode(images), keep)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> latents, as the tokenizer's
         spec says. Raises ValueError for floats beyond [-1, 1]."""
-        return self.tokenizer.encode(self._floats(images))
+        return self._in_pieces(self.tokenizer.encode, self._floats(images))
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -229,7 +234,19 @@ class Pipeline:
 
         Raises ValueError for latents of another kind, shape or range."""
         arguments.check_latents(self.tokenizer.spec, latents)
-        return pictures.to_uint8(self.tokenizer.decode(latents))
+        return pictures.to_uint8(self._in_pieces(self.tokenizer.decode, latents))
+
+    def _in_pieces(self, part_of: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """Encode or decode pieces of one size, the last one filled up: a row has the same bits in
+        any batch."""
+        self.tokenizer.eval()
+        height, width = self.tokenizer.image_size
+        size = max(1, min(PIECE_IMAGES, PIECE_PIXELS // (height * width)))
+        made = []
+        for piece in batch.split(size):
+            rows = torch.arange(size, device=batch.device) % len(piece)
+            made.append(part_of(piece[rows])[: len(piece)])
+        return torch.cat(made)
 
     def _unfinished(self, latents: Tensor) -> Tensor:
         """`decode`, with squares of undecided tokens in grey where one token is one square."""
@@ -250,7 +267,7 @@ class Pipeline:
         images = images.to(self.device)
         if not images.is_floating_point():
             return images.float() / 127.5 - 1
-        if float(images.abs().amax()) > LARGEST:
+        if not float(images.abs().amax()) <= LARGEST:  # nan is not, either
             raise ValueError(
                 f"wanted float images in [-1, 1], got up to {float(images.abs().amax()):.4g}; for "
                 "0 to 255 hand in uint8, or images / 127.5 - 1"
@@ -263,7 +280,7 @@ class Pipeline:
         tokenizer."""
         return self.decode(self.encode(images))
 
-    def _condition(self, labels: Sequence[int | str] | None, total: int) -> Condition:
+    def _condition(self, labels: Sequence[int | str] | Tensor | None, total: int) -> Condition:
         if labels is not None:
             indices = torch.tensor(self.class_indices(labels), device=self.device)
             return Condition.of_labels(indices)
@@ -284,7 +301,9 @@ def checked_knobs(prior: Prior, given: dict[str, Any]) -> Any:
             hint = build.nearest(name, list(valid))
             raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
         default, value = valid[name].default, given[name]
-        if isinstance(default, int | float) and isinstance(value, str):
+        if isinstance(value, bool) and not isinstance(default, bool):
+            raise ValueError(f"{name} wants no {value}; leave it out for its default, {default}")
+        if isinstance(default, int | float) and isinstance(value, str | None):
             raise ValueError(f"{name} wants a number like {default}, got {value!r}")
     return prior.Knobs(**given)
 

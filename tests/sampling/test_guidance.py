@@ -30,6 +30,9 @@ def test_schedules() -> None:
         ("linear:4", [1, 2.5, 4]),
         ("interval:4:0.1:0.8", [1, 4, 1]),
         (linear(5.0), [1, 3, 5]),
+        ([2, 4], [2, 3, 4]),
+        ([3], [3, 3, 3]),
+        ([1, 2, 0, 4, 5], [1, 0, 5]),
     ],
 )
 def test_parse(text: object, scales: list[float]) -> None:
@@ -43,6 +46,18 @@ def test_parse(text: object, scales: list[float]) -> None:
 def test_what_cannot_be_parsed_lists_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match=r"got '.*'; type one of guidance=4\.0, guidance=linear"):
         parse(text)
+
+
+def test_a_list_of_as_many_scales_as_steps_is_one_each() -> None:
+    for steps in range(1, 40):
+        scales = [1 + step % 3 for step in range(steps)]
+        assert Branches(2, steps, parse(scales), has_null=True).scales == scales
+
+
+@pytest.mark.parametrize("scales", [[], [1, "x"], [1, -1], [1, None], [True]])
+def test_a_list_that_holds_no_scales_is_refused(scales: list) -> None:
+    with pytest.raises(ValueError, match=r"guidance=\[1,2,4\]"):
+        parse(scales)
 
 
 @pytest.mark.parametrize("text", ["interval:4:0.8:0.1", "interval:4:0:2"])

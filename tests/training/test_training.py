@@ -161,6 +161,17 @@ def test_stage1_logs_and_exports(tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "samples").glob("samples_reconstructions_*.png"))
 
 
+def test_nothing_to_resume_says_what_is_started(tmp_path: Path, capsys) -> None:
+    settings = {
+        "train": {"resume": "auto"},
+        "run": {"root": str(tmp_path), "name": "b"},
+        "trainer": tiny.settings()["trainer"],
+    }
+    assert launch.find_resumed(settings, stage="stage1", name="vqgan-emoji") is None
+    said = f"nothing named b to resume under {tmp_path / 'stage1'}"
+    assert f"{said}: starting a new tokenizer=vqgan run" in capsys.readouterr().out
+
+
 def test_a_pyramid_reports_the_codes_that_each_scale_uses(tmp_path: Path) -> None:
     module, data = stage1(tmp_path, 3, tokenizer=tiny.multiscale("ema", own_codebooks=True))
     run(tmp_path / "run", module, data, validate_every=3)

@@ -5,7 +5,9 @@ s = 1 is off and s = 0 unconditional. Peers that write (1 + w) c - w u mean s = 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -42,12 +44,30 @@ def interval(scale: float, start: float, stop: float) -> Guidance:
     return lambda progress: scale if start <= progress <= stop else 1.0
 
 
-def parse(wanted: str | float | Guidance) -> Guidance:
-    """What a user types (a number, or name:number:...), or a schedule itself -> the schedule.
+def through(scales: Sequence[float]) -> Guidance:
+    """From the first scale to the last, evenly along the loop and straight in between: as many as
+    there are steps are one for each."""
+    last = len(scales) - 1
+
+    def schedule(progress: float) -> float:
+        place = round(progress * last, 9)  # k / (K - 1) * (K - 1) is not always k
+        before = min(int(place), last)
+        share = place - before
+        after = scales[before + 1] if share else scales[before]
+        return scales[before] + share * (after - scales[before])
+
+    return schedule
+
+
+def parse(wanted: str | float | Sequence[float] | Guidance) -> Guidance:
+    """What a user types (a number, name:number:..., or a list of scales), or a schedule itself ->
+    the schedule, which raises a ValueError for a scale that is none.
 
     Raises ValueError with the valid forms."""
     if callable(wanted):
-        return wanted
+        return partial(_checked, wanted)
+    if isinstance(wanted, list | tuple) and wanted and all(map(_is_scale, wanted)):
+        return through(wanted)
     name, *numbers = str(wanted).strip().split(":")
     if not numbers:
         name, numbers = "constant", [name]
@@ -56,13 +76,29 @@ def parse(wanted: str | float | Guidance) -> Guidance:
         schedule = SCHEDULES[name, len(values)]
     except (KeyError, ValueError):
         values, schedule = [math.nan], constant
-    if not all(math.isfinite(value) and value >= 0 for value in values):
+    if not all(map(_is_scale, values)):
         raise ValueError(
             f"wanted guidance as a number of at least 0 or a schedule, got {wanted!r}; type one of "
             "guidance=4.0, guidance=linear:4.0 (rises from 1), guidance=interval:4.0:0.1:0.8 "
-            "(4.0 between these parts of the loop, off elsewhere)"
+            "(4.0 between these parts of the loop, off elsewhere), guidance=[1,2,4] (evenly along "
+            "the loop)"
         )
     return schedule(*values)
+
+
+def _is_scale(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
+
+
+def _checked(schedule: Guidance, progress: float) -> float:
+    scale = schedule(progress)
+    if not _is_scale(scale):
+        raise ValueError(
+            f"wanted a guidance function that gives a number of at least 0, got {scale!r} at "
+            f"progress {progress:.4g} of the loop"
+        )
+    return scale
 
 
 SCHEDULES: dict[tuple[str, int], Callable[..., Guidance]] = {  # by name and count of numbers

@@ -20,16 +20,16 @@ class LogitKnobs:
 
     def __post_init__(self) -> None:
         temperature, top_k, top_p = self.temperature, self.top_k, self.top_p
-        if not (math.isfinite(temperature) and temperature >= 0):
+        if not (_is_number(temperature) and math.isfinite(temperature) and temperature >= 0):
             raise ValueError(
                 f"wanted a temperature of at least 0, got {temperature}; "
                 "type temperature=1.0, or temperature=0 for the likeliest token"
             )
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise ValueError(
                 f"wanted top_k of at least 1, got {top_k}; type top_k=null to switch it off"
             )
-        if top_p is not None and not (isinstance(top_p, int | float) and 0 <= top_p <= 1):
+        if top_p is not None and not (_is_number(top_p) and 0 <= top_p <= 1):
             raise ValueError(
                 f"wanted top_p from 0 to 1, got {top_p}; type top_p=null to switch it off"
             )
@@ -37,6 +37,10 @@ class LogitKnobs:
     def filter(self, logits: Tensor) -> Tensor:
         """logits [..., vocab] -> the same shape, filtered."""
         return filter_logits(logits, self.temperature, self.top_k, self.top_p)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def filter_logits(

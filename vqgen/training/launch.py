@@ -61,6 +61,7 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
     resume = settings["train"]["resume"]
     if resume is None:
         return None
+    made = f"{'tokenizer' if stage == 'stage1' else 'prior'}={name.partition('-')[0]}"
     root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
     if resume == "auto":
         for run in runs.newest_first(root, stage, name):
@@ -68,7 +69,7 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
                 print(f"resuming {run}")
                 return run
             print(f"passing over {run}, which was stopped before its first checkpoint")
-        print(f"no run named {name} under {root / stage}: starting a new one")
+        print(f"nothing named {name} to resume under {root / stage}: starting a new {made} run")
         return None
     if not (Path(resume) / "config.yaml").is_file():
         raise ValueError(
