@@ -1,12 +1,15 @@
 """Evaluate one run by a frozen protocol and write its card. `python scripts/evaluate.py model=RUN
 [protocol=emoji-2k|gfid-adm|rfid-val-centercrop] [samples=FILE.npz]`"""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from vqgen import build, cli, runs
+from vqgen.evaluation import comparison
 from vqgen.evaluation.protocol import Protocol, chosen
 from vqgen.evaluation.run import Evaluated, Evaluation
 from vqgen.evaluation.subject import Subject
@@ -35,9 +38,10 @@ def main(config: DictConfig) -> None:
         protocol, subject, network, cache=Path(settings["cache"]), batch=settings["batch"]
     )
     evaluated = evaluation.run()
-    out = settings["out"] or (model or Path(".")) / "evaluation" / protocol.name
-    evaluated.write(Path(out), npz=settings["npz"] and given is None)
-    send(evaluated, settings, Path(out))
+    base = (model or Path(".")) / "evaluation"
+    out = Path(settings["out"] or card_folder(base, protocol, given))
+    evaluated.write(out, npz=settings["npz"] and given is None)
+    send(evaluated, settings, out)
     print("\n".join(evaluated.card.markdown().split("\n## ")[0].splitlines()))
     print(f"\n{out}/card.md and card.json")
 
@@ -52,6 +56,17 @@ def find_model(settings: dict[str, Any]) -> Path | None:
         Path(settings["root"]), "stage2", lambda folder: None, "python train_stage2.py"
     )
     return newest.parent
+
+
+def card_folder(base: Path, protocol: Protocol, given: Path | None) -> Path:
+    """Where a card goes unless out= is typed: by the protocol's name and that of given samples,
+    and, where a card of another recipe is there already, by a hash of this one."""
+    folder = base / "_".join([protocol.name, *([given.stem] if given else [])])
+    path, recipe = folder / "card.json", protocol.as_dict()
+    if path.is_file() and comparison.read_card(path)["protocol"] != json.loads(json.dumps(recipe)):
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return folder.with_name(f"{folder.name}_{digest[:8]}")
+    return folder
 
 
 def send(evaluated: Evaluated, settings: dict[str, Any], out: Path) -> None:

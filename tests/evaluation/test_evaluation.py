@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scripts.evaluate import card_folder
 from tests import tiny
 from tests.evaluation import runs
 from vqgen import build, cli
 from vqgen.evaluation import generator, likelihood, quality, sets
+from vqgen.evaluation.card import Card
 from vqgen.evaluation.protocol import Protocol
 from vqgen.evaluation.quality import Extractor
 from vqgen.evaluation.run import Evaluated, Evaluation
@@ -333,3 +336,26 @@ def test_refused_files(tmp_path: Path) -> None:
         Image.new("RGB", (side, 8)).save(tmp_path / "mixed" / f"{side}.png")
     with pytest.raises(ValueError, match="several sizes"):
         sets.read(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"per_class": 0}, "protocol.per_class of at least 1, or null, got 0"),
+        ({"validation_images": -4}, "protocol.validation_images of at least 0, or null"),
+        ({"reference": {"sha256": "abc"}}, "sha256 is that of protocol.reference.npz, and there"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed(changes: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        runs.protocol(**changes)
+
+
+def test_another_recipe_does_not_take_the_place_of_a_card(tmp_path: Path) -> None:
+    recipe = runs.protocol()
+    first = card_folder(tmp_path, recipe, None)
+    Card({}, recipe.as_dict()).write(first)
+    assert card_folder(tmp_path, recipe, None) == first == tmp_path / recipe.name
+    other = card_folder(tmp_path, replace(recipe, samples=64), None)
+    assert other != first and other.name.startswith(f"{recipe.name}_")
+    assert card_folder(tmp_path, recipe, Path("my.npz")) == tmp_path / f"{recipe.name}_my"

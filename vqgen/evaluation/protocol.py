@@ -60,6 +60,20 @@ class Protocol:
                 raise ValueError(
                     f"wanted protocol.{name} of at least {least}, got {getattr(self, name)}"
                 )
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(
+                f"wanted protocol.per_class of at least 1, or null, got {self.per_class}"
+            )
+        if self.validation_images is not None and self.validation_images < 0:
+            raise ValueError(
+                "wanted protocol.validation_images of at least 0, or null for all, got "
+                f"{self.validation_images}"
+            )
+        if self.reference.sha256 is not None and self.reference.npz is None:
+            raise ValueError(
+                "protocol.reference.sha256 is that of protocol.reference.npz, and there is none; "
+                "type protocol.reference.npz=PATH, or leave the hash out"
+            )
         guidances.parse(self.guidance)  # a mistake in it is better found before any work
 
     def as_dict(self) -> dict[str, Any]:

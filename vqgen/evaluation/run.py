@@ -94,6 +94,7 @@ class Evaluation:
             )
         self.card.costs |= costs
         self.card.details["sampler"] = generator.knobs_of(pipeline, protocol)
+        self.card.details["images at once"] = self.batch  # the speed hangs on it
         self.pictures["samples"] = pictures.grid(samples.images[:64], 8)
         return samples
 

@@ -45,7 +45,8 @@ def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> list[str]:
     tensors, loose = to_theirs(family, architecture, spec, saved.tensors)
     with target.fresh_folder(out.parent, out.name, out.with_suffix(".json").name) as folder:
         if out.suffix == ".safetensors":
-            save_file({name: value.clone() for name, value in tensors.items()}, folder / out.name)
+            with checkpoint.atomic(folder / out.name) as temporary:
+                save_file({name: value.clone() for name, value in tensors.items()}, temporary)
         else:
             place = family.places[0]
             torch.save({place: tensors} if place else tensors, folder / out.name)

@@ -160,10 +160,12 @@ class Stage1(TrainingModule[Tokenizer]):
         if self.usage is not None:
             numbers["codebook/usage"] = self.usage.usage()
             numbers["codebook/perplexity"] = self.usage.perplexity()
-            if numbers["codebook/usage"] < self.usage_alarm:
+            share = numbers["codebook/usage"] / max(self.usage.bound(), 1e-9)
+            if share < self.usage_alarm:
                 self.say(
-                    f"ALARM step {self.counters.step}: only {numbers['codebook/usage']:.1%} of the "
-                    "codes are used; try a smaller tokenizer.bottleneck.codebook.dim"
+                    f"ALARM step {self.counters.step}: only {share:.1%} of the codes that the "
+                    "validation images could use are used; try a smaller "
+                    "tokenizer.bottleneck.codebook.dim"
                 )
         scales = self._scale_numbers()
         self.record({**numbers, **scales})
@@ -194,11 +196,13 @@ class Stage1(TrainingModule[Tokenizer]):
             "codes in use / codes that this scale's tokens could use at most: "
             f"{self.scale_usage.summary()}"
         )
+        has_own = self.architecture["bottleneck"].get("own_codebooks")
+        cure = "codebook.update=ema" if has_own else "own_codebooks=true"
         for name, share in self.scale_usage.shares().items():
             if share < self.usage_alarm:
                 self.say(
                     f"ALARM step {self.counters.step}: scale {name} uses only {share:.1%} of the "
-                    "codes that it could; try tokenizer.bottleneck.own_codebooks=true"
+                    f"codes that it could; try tokenizer.bottleneck.{cure}"
                 )
         return self.scale_usage.numbers()
 
