@@ -194,7 +194,7 @@ def test_weights_that_make_no_sense_are_refused(wanted) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"elbo, uniform, maskgit or a function.*got elob"):
         Clock(linear(), 10).weight("elob")
-    with pytest.raises(ValueError, match="noise_steps as a whole number of at least 1.*got 0"):
+    with pytest.raises(ValueError, match=r"noise_steps as a whole number of at least 1.*got 0"):
         Clock(linear(), 0)
     for wrong in (2.5, True, 10**6 + 1):
         with pytest.raises(ValueError, match=rf"noise_steps as a whole number .* got {wrong}"):

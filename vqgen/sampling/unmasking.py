@@ -221,7 +221,9 @@ def unmask(
     rates  mask rates, one more than steps
     """
     steps, given = knobs.steps, tokens >= 0
-    order = ORDERS[knobs.sampler](Plan(rates, (~given).sum(dim=1), knobs.remask), draws, knobs, size)
+    order = ORDERS[knobs.sampler](
+        Plan(rates, (~given).sum(dim=1), knobs.remask), draws, knobs, size
+    )
     certainty = torch.full(tokens.shape, math.inf, device=tokens.device)
     for step in range(steps):
         asked = order.ask(tokens < 0, step)
