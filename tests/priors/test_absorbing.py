@@ -129,7 +129,6 @@ def test_a_continuous_rate_is_the_limit_of_many_steps() -> None:
     fine, smooth = make(TWO, noise_steps=200), make(TWO, noise_steps=None)
     image = torch.tensor([1, 0])
     wanted = exact_bound(fine, image).item() / math.log(2)
-    # two samples per image: each count once, so that only masks of one token are drawn at all
     many = image.expand(2000, 2)
     parts = smooth.process.bound(
         lambda noisy, rate: smooth.net.logits(noisy, None, Condition(len(noisy))),

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqgen.sampling.discrete import Clock, Kernel
-from vqgen.sampling.masking import Masking, binomial
+from vqgen.sampling.masking import Masking
 from vqgen.sampling.replacement import Replacement
-from vqgen.sampling.schedules import SCHEDULES, linear, parse
+from vqgen.sampling.schedules import SCHEDULES, cosine, linear, parse
 
 CODES, BETAS = 3, (0.1, 0.2, 0.3)
 KEEP = torch.cumprod(1 - torch.tensor((0.0, *BETAS), dtype=torch.float64), dim=0)
@@ -155,11 +155,34 @@ def test_stratified_times_fall_one_into_each_part() -> None:
     assert sorted((smooth * 10).ceil().tolist()) == list(range(1, 11))
 
 
-def test_binomial_counts() -> None:
-    rates = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
-    got = binomial(4, rates)
-    assert got[:, 0].tolist() == [0] * 4 and got[:, 2].tolist() == pytest.approx([0, 0, 0, 1])
-    assert got[:, 1].tolist() == pytest.approx([0.4116, 0.2646, 0.0756, 0.0081])
+@pytest.mark.parametrize(("steps", "length"), [(7, 5), (3, 1), (None, 5)])
+def test_the_bound_draws_counts_by_their_weight(steps: int | None, length: int) -> None:
+    """Of `rho_t n P(n masked at t)`, summed over t > 1, every n gets its share; masks come from
+    the rate that is told."""
+    clock = Clock(cosine(), steps)
+    process, count = Masking(4, clock), 40_000
+    first = 0.0 if steps is None else 1 / steps
+    noise = torch.rand(count, length + 1, generator=torch.Generator().manual_seed(0)).double()
+    share = (torch.arange(count).double() + 0.5) / count
+    masked, rate, weight = process._masks(noise, share, first, 1.0)
+    s = torch.linspace(0, 1, (steps or 5000) + 1, dtype=torch.float64)
+    n, rates = torch.arange(1, length + 1).double(), 1 - clock.now(s)
+    chance = torch.distributions.Binomial(length, rates[1:, None]).log_prob(n).exp()
+    table = rates.diff()[:, None] / rates[1:, None] * n * chance  # [t, n]
+    table = table if steps is None else table[1:]
+    assert weight == pytest.approx(float(table.sum()), rel=1e-3)
+    got = torch.bincount(masked.sum(dim=1), minlength=length + 1)[1:] / count
+    torch.testing.assert_close(got.double(), table.sum(dim=0) / table.sum(), rtol=0, atol=0.01)
+    if steps is not None:
+        assert {round(float(r), 9) for r in rate} == {round(float(r), 9) for r in rates[2:]}
+
+
+def test_a_million_noise_steps_cost_what_ten_do() -> None:
+    """No table over t: the last steps of a large T are found by halving."""
+    process = Masking(4, Clock(linear(), 10**6))
+    share, noise = torch.tensor([0.0, 0.5, 1 - 1e-9]).double(), torch.rand(3, 65).double()
+    _, rate, _ = process._masks(noise, share, 1e-6, 1.0)
+    assert (rate * 10**6).round().tolist() == [2, 500_001, 10**6]
 
 
 @pytest.mark.parametrize("wanted", [lambda s: s - 0.5, lambda s: 0 * s, lambda s: 1 / (0 * s)])
@@ -171,9 +194,10 @@ def test_weights_that_make_no_sense_are_refused(wanted) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"elbo, uniform, maskgit or a function.*got elob"):
         Clock(linear(), 10).weight("elob")
-    with pytest.raises(ValueError, match="noise_steps as a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"noise_steps as a whole number of at least 1.*got 0"):
         Clock(linear(), 0)
-    with pytest.raises(ValueError, match=r"noise_steps as a whole number .* got 2\.5"):
-        Clock(linear(), 2.5)  # type: ignore[arg-type]
+    for wrong in (2.5, True, 10**6 + 1):
+        with pytest.raises(ValueError, match=rf"noise_steps as a whole number .* got {wrong}"):
+            Clock(linear(), wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"kernel=uniform wanted .* prior\.noise_steps=1000"):
         Replacement(4, Clock(linear()))

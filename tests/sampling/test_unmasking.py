@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -140,6 +141,24 @@ def test_given_tokens_stay_even_under_remasking(sampler: str) -> None:
     assert bool((done >= 0).all())
 
 
+@pytest.mark.parametrize("sampler", ORDERS)
+@pytest.mark.parametrize("remask", [0.1, 0.3, 0.5, 0.9])
+def test_remasking_keeps_the_mask_rates(sampler: str, remask: float) -> None:
+    """What is undone is decided the sooner: no step, the last one least of all, gets more places to
+    draw at once than without remasking. Given places do not count."""
+    start = torch.full((400, LENGTH), -1)
+    start[:, :4] = 2
+    _, film = run(400, start=start, sampler=sampler, steps=6, remask=remask)
+    counts = torch.stack([(frame < 0).sum(dim=1) for frame in film]).double()
+    rates = torch.tensor(linear().rates(6)[1:]).double()
+    if sampler == "ancestral":
+        torch.testing.assert_close(counts.mean(dim=1), 8 * rates, rtol=0, atol=0.35)
+    else:
+        assert torch.equal(counts, (8 * rates + 1e-4).floor()[:, None].expand(-1, 400))
+    undone = [((a >= 0) & (b < 0)).sum() for a, b in itertools.pairwise(film)]
+    assert sum(undone) > 0 and all(torch.equal(frame[:, :4], start[:, :4]) for frame in film)
+
+
 def test_remasking_undoes_the_least_certain() -> None:
     _, film = run(1, sampler="halton", steps=12, remask=0.34, temperature=0.0)
     undone = [bool(((a >= 0) & (b < 0)).any()) for a, b in itertools.pairwise(film)]
@@ -168,6 +187,7 @@ def test_halton_spreads() -> None:
     [
         ({"sampler": "greedy"}, "ancestral, confidence, halton, random, got greedy"),
         ({"steps": 0}, "steps as a whole number of at least 1, got 0; type steps=16"),
+        ({"steps": True}, "steps as a whole number of at least 1, got True"),
         ({"steps": 2.5}, "steps as a whole number of at least 1, got 2.5"),
         ({"schedule": "square"}, "schedule as one of linear, cosine"),
         ({"choice_temperature": -1.0, "sampler": "confidence"}, "choice_temperature of at least 0"),
@@ -180,3 +200,7 @@ def test_halton_spreads() -> None:
 def test_knobs_that_make_no_sense_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         UnmaskingKnobs(**options)
+
+
+def test_a_numpy_integer_is_a_number_of_steps() -> None:
+    assert UnmaskingKnobs(steps=np.int64(4)) == UnmaskingKnobs(steps=4)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from vqgen.sampling.schedules import GRID, Schedule
 Weight = Callable[[Tensor], Tensor]  # noise times s = t / T, float64 [batch] -> w_t, as many
 
 TINY = 1e-12  # under a root, where the mask rate is 1
+MOST_STEPS = 1_000_000  # differences of alpha-bars keep ten digits in float64
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ class Clock:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+        steps = self.steps
+        whole = isinstance(steps, int) and not isinstance(steps, bool)
+        if steps is not None and not (whole and 1 <= steps <= MOST_STEPS):
             raise ValueError(
-                f"wanted noise_steps as a whole number of at least 1, got {self.steps}; type "
-                "prior.noise_steps=1000, or null for a continuous mask rate"
+                f"wanted noise_steps as a whole number of at least 1 and at most {MOST_STEPS}, got "
+                f"{steps}; type prior.noise_steps=1000, or null for a continuous mask rate"
             )
 
     def draw(self, count: int) -> Tensor:

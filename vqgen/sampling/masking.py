@@ -44,9 +44,9 @@ class Masking:
     ) -> dict[str, Tensor]:
         """The negative evidence lower bound of each image by part, in nats [batch].
 
-        Given how many tokens are masked, which ones is uniform, whatever t. So the sum over t is
-        done beforehand and only the count is drawn, stratified: far less variance than to draw t
-        and then masks. Unbiased: `samples` changes the noise, not the mean."""
+        The weight of t is part of how it is drawn, stratified, and every draw masks something: far
+        less variance than to draw t evenly and weigh the result. Unbiased: `samples` changes the
+        noise, not the mean."""
         batch, length = tokens.shape
         last = float(self.clock.now(torch.ones(1, dtype=torch.float64)))
         parts = {
@@ -56,50 +56,54 @@ class Masking:
             "prior": torch.full((batch,), length * last * math.log(self.codes)).to(tokens.device),
         }
         for part, first, stop, count in self._spans(samples):
-            noise = draws.uniform(count, length + 1).double()
+            noise = draws.uniform(count, length + 2).double()
             for i in range(count):
-                places, share = noise[:, i, :length], (i + noise[:, i, length]) / count
-                masked, rate, weight = self._masks(places, share, first, stop)
+                share = (i + noise[:, i, -1]) / count
+                masked, rate, weight = self._masks(noise[:, i, :-1], share, first, stop)
                 masked = masked.to(tokens.device)
                 noisy = tokens.masked_fill(masked, self.codes)
                 mean = (nats(predict(noisy, rate), tokens) * masked).sum(1) / masked.sum(1)
-                parts[part] = parts[part] + mean * weight.to(mean) / count
+                parts[part] = parts[part] + mean * weight / count
         return parts
 
-    def _spans(self, samples: int) -> list[tuple[str, int, int, int]]:
-        """(part of the bound, first t, last t, samples); continuous time has no first step."""
+    def _spans(self, samples: int) -> list[tuple[str, float, float, int]]:
+        """(part of the bound, noise times s it lies between, samples); continuous time has no first
+        step."""
         steps = self.clock.steps
         if steps is None:
-            return [("diffusion", 0, 0, samples)]
-        spans = [("reconstruction", 1, 1, 1), ("diffusion", 2, steps, samples)]
+            return [("diffusion", 0.0, 1.0, samples)]
+        spans = [("reconstruction", 0.0, 1 / steps, 1), ("diffusion", 1 / steps, 1.0, samples)]
         return spans if steps > 1 else spans[:1]
 
     def _masks(
-        self, places: Tensor, share: Tensor, first: int, stop: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """places [batch, length] uniform, share [batch] in [0, 1): the quantile of the count to
-        draw. -> (masked Bool [batch, length], its mask rate [batch], weight of its mean nats)."""
-        length, steps = places.shape[1], self.clock.steps
-        ordered = places.sort(dim=1).values
-        if steps is None:
-            # int dlambda / lambda sum 1{u < lambda} = sum over n of the mean over the n smallest u,
-            # with lambda the n-th smallest, as far as the schedule goes
-            count = (share * length).long().clamp(max=length - 1) + 1
-            rate = ordered.gather(1, count[:, None] - 1)[:, 0]
-            top = 1 - float(self.clock.now(torch.ones(1, dtype=torch.float64)))
-            weight = length * (rate <= top).double()
-        else:
-            s = torch.arange(first, stop + 1, dtype=torch.float64) / steps
-            rates, chance = 1 - self.clock.now(s), self.clock.reveal(s)
-            # [n, t]: rho_t n P(n masked at t), whose sum is that of rho_t (1 - alpha-bar_t) length
-            table = chance * binomial(length, rates) * torch.arange(1, length + 1)[:, None]
-            total = table.flatten().cumsum(dim=0)
-            index = torch.searchsorted(total, share * total[-1], right=True)
-            index = index.clamp(max=len(total) - 1)
-            count, rate = index // len(s) + 1, rates[index % len(s)]
-            weight = total[-1].expand(len(share))
-        edge = ordered.gather(1, count[:, None] - 1)
-        return places <= edge, rate, weight
+        self, noise: Tensor, share: Tensor, first: float, stop: float
+    ) -> tuple[Tensor, Tensor, float]:
+        """noise [batch, length + 1] uniform, share [batch] in [0, 1): the quantile of the mask rate
+        to draw. -> (masked Bool [batch, length], its mask rate [batch], weight of its mean nats).
+
+        rho_t n P(n masked at t) = length (rate_t - rate_{t-1}) P(n - 1 of length - 1 masked at t).
+        So t is drawn by how much of the rate is its own, one place anyhow and the others by rate.
+        """
+        ends = torch.tensor([first, stop], dtype=torch.float64)
+        low, high = (1 - self.clock.now(ends)).tolist()
+        rate = low + share * (high - low)
+        if self.clock.steps is not None:
+            rate = self._step_above(rate)
+        length = noise.shape[1] - 1
+        anyhow = (noise[:, -1] * length).long().clamp(max=length - 1)
+        masked = noise[:, :-1] < rate[:, None]
+        return masked.scatter(1, anyhow[:, None], True), rate, length * (high - low)
+
+    def _step_above(self, rate: Tensor) -> Tensor:
+        """The mask rate of the first step t at which more than `rate` is masked."""
+        steps = self.clock.steps
+        assert steps is not None
+        low, high = torch.zeros_like(rate), torch.full_like(rate, steps)
+        for _ in range(steps.bit_length()):  # halve (low, high] until one step is left
+            middle = ((low + high) / 2).floor()
+            above = 1 - self.clock.now(middle / steps) > rate
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return 1 - self.clock.now(high / steps)
 
     def generate(
         self,
@@ -122,11 +126,3 @@ def nats(logits: Tensor, tokens: Tensor) -> Tensor:
     """-log p of each token, Float [batch, length], in float32 at least."""
     flat = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(flat, tokens.flatten(), reduction="none").view_as(tokens)
-
-
-def binomial(length: int, rates: Tensor) -> Tensor:
-    """P(n of `length` are masked) at each rate [t] -> float64 [length, t], n = 1 ... length."""
-    n = torch.arange(1, length + 1, dtype=torch.float64)[:, None]
-    top = torch.tensor(float(length), dtype=torch.float64)
-    ways = (top + 1).lgamma() - (n + 1).lgamma() - (top - n + 1).lgamma()
-    return (ways + torch.xlogy(n, rates) + torch.xlogy(top - n, 1 - rates)).exp()

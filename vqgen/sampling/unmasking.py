@@ -1,9 +1,11 @@
 """Samplers of absorbing diffusion over the same weights: which masked tokens a step decides."""
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ class UnmaskingKnobs(LogitKnobs):
     schedule            of the mask rate along the loop; None: the one of training
     choice_temperature  Gumbel noise on the confidences, fading to 0 at the end; None: 4.5
     remask              share of the tokens decided so far that are undone after each step, the
-                        least probable first
+                        least probable first; so many more are decided that the mask rates stay
     """
 
     sampler: str = "ancestral"
@@ -44,10 +46,7 @@ class UnmaskingKnobs(LogitKnobs):
         super().__post_init__()
         if self.sampler not in ORDERS:
             raise ValueError(f"wanted sampler as one of {', '.join(ORDERS)}, got {self.sampler}")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(
-                f"wanted steps as a whole number of at least 1, got {self.steps}; type steps=16"
-            )
+        object.__setattr__(self, "steps", whole("steps", self.steps, "steps=16"))
         if self.schedule is not None:
             parse(self.schedule)
         noise = self.choice_temperature
@@ -74,16 +73,31 @@ class UnmaskingKnobs(LogitKnobs):
 
 @dataclass(frozen=True)
 class Plan:
-    """How many places are to be masked after each step: `rates` falling numbers, `masked` Long
-    [batch], the places there are to decide."""
+    """How many places are to be masked after each step.
+
+    rates   falling mask rates, one more than steps
+    masked  Long [batch], the places there are to decide
+    remask  share of the decided ones that a step undoes: it decides more first
+    """
 
     rates: Sequence[float]
     masked: Tensor
+    remask: float = 0.0
+
+    def opened(self, step: int) -> float:
+        """The mask rate between deciding and undoing: (1 - opened) (1 - remask) = 1 - rate after,
+        unless that is more than there is."""
+        return max(0.0, 1 - (1 - self.rates[step + 1]) / (1 - self.remask))
 
     def surplus(self, masked: Tensor, step: int) -> Tensor:
         """masked Bool [batch, length] -> Long [batch], how many of them this step has to decide."""
-        wanted = (self.masked * self.rates[step + 1] + ROUNDING).floor().long()
+        wanted = (self.masked * self.opened(step) + ROUNDING).floor().long()
         return (masked.sum(dim=1) - wanted).clamp(min=0)
+
+    def excess(self, masked: Tensor, step: int) -> Tensor:
+        """masked Bool [batch, length] after deciding -> Long [batch], how many to undo."""
+        wanted = (self.masked * self.rates[step + 1] + ROUNDING).floor().long()
+        return (wanted - masked.sum(dim=1)).clamp(min=0)
 
 
 class Order(ABC):
@@ -99,6 +113,11 @@ class Order(ABC):
         """certainty Float [batch, length], log p of the tokens drawn where `asked` -> the places to
         decide, Bool."""
 
+    @abstractmethod
+    def undo(self, masked: Tensor, step: int) -> Tensor:
+        """masked Bool [batch, length] after deciding -> Long [batch], how many decided places to
+        mask again."""
+
 
 class Ranked(Order):
     """As many as planned, places of low rank first: ranks Float [batch or 1, length]."""
@@ -113,20 +132,29 @@ class Ranked(Order):
     def accept(self, asked: Tensor, certainty: Tensor, step: int) -> Tensor:
         return asked
 
+    def undo(self, masked: Tensor, step: int) -> Tensor:
+        return self.plan.excess(masked, step)
+
 
 class Ancestral(Order):
     """The reverse chain itself: each masked token is decided with probability rho = 1 - rate after
     / rate before, whatever the others do."""
 
     def __init__(self, plan: Plan, draws: Draws) -> None:
-        self.rates, self.draws = plan.rates, draws
+        self.plan, self.draws = plan, draws
 
     def ask(self, masked: Tensor, step: int) -> Tensor:
-        stays = self.rates[step + 1] / self.rates[step]
+        stays = self.plan.opened(step) / self.plan.rates[step]
         return masked & (self.draws.uniform(masked.shape[1]).to(masked.device) >= stays)
 
     def accept(self, asked: Tensor, certainty: Tensor, step: int) -> Tensor:
         return asked
+
+    def undo(self, masked: Tensor, step: int) -> Tensor:
+        """A share of what is decided, rounded up or down by chance: counts are right on average."""
+        share = 1 - (1 - self.plan.rates[step + 1]) / (1 - self.plan.opened(step))
+        decided = self.plan.masked - masked.sum(dim=1)
+        return (decided * share + self.draws.uniform().to(masked.device)).floor().long()
 
 
 class Confidence(Order):
@@ -143,6 +171,9 @@ class Confidence(Order):
         noise = self.noise * (1 - (step + 1) / (len(self.plan.rates) - 1))
         score = certainty.masked_scatter(asked, certainty[asked] + noise * self.draws.gumbel(asked))
         return lowest(-score, asked, self.plan.surplus(asked, step))
+
+    def undo(self, masked: Tensor, step: int) -> Tensor:
+        return self.plan.excess(masked, step)
 
 
 def ancestral(plan: Plan, draws: Draws, knobs: UnmaskingKnobs, size: tuple[int, int]) -> Order:
@@ -190,7 +221,9 @@ def unmask(
     rates  mask rates, one more than steps
     """
     steps, given = knobs.steps, tokens >= 0
-    order = ORDERS[knobs.sampler](Plan(rates, (~given).sum(dim=1)), draws, knobs, size)
+    order = ORDERS[knobs.sampler](
+        Plan(rates, (~given).sum(dim=1), knobs.remask), draws, knobs, size
+    )
     certainty = torch.full(tokens.shape, math.inf, device=tokens.device)
     for step in range(steps):
         asked = order.ask(tokens < 0, step)
@@ -204,11 +237,22 @@ def unmask(
             tokens = torch.where(accepted, tokens.masked_scatter(asked, drawn), tokens)
         if step < steps - 1 and knobs.remask > 0:
             mine = (tokens >= 0) & ~given
-            count = (mine.sum(dim=1) * knobs.remask).floor().long()
-            tokens = tokens.masked_fill(lowest(certainty, mine, count), -1)
+            undone = lowest(certainty, mine, order.undo(tokens < 0, step))
+            tokens = tokens.masked_fill(undone, -1)
         if on_step is not None:
             on_step(step + 1, steps, tokens.clone())
     return tokens
+
+
+def whole(name: str, value: Any, cure: str) -> int:
+    """A count of at least 1 as a plain integer, numpy's too; True is none. Raises ValueError."""
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"wanted {name} as a whole number of at least 1, got {value}; type {cure}")
+    return count
 
 
 def lowest(scores: Tensor, among: Tensor, counts: Tensor) -> Tensor:
