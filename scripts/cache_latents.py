@@ -20,6 +20,8 @@ def main(config: DictConfig) -> None:
     settings = build.plain(config)
     if settings["out"] is None:
         raise ValueError("wanted a folder for the cache, got none; type out=DIR")
+    if settings["batch"] < 1:
+        raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=64")
     export = runs.stage1_export(settings["tokenizer"], Path(settings["root"]))
     words = cli.merged(launch.stored_overrides(export.parent), group="data")
     settings["data"] = build.plain(cli.compose("cache_latents", words))["data"]

@@ -207,6 +207,15 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_files(tmp_path: Path) 
         written(cut, data, tokenizer, shard_images=6)
 
 
+@pytest.mark.parametrize("name", ["cat.png", "train/cats/0.png", "notes/a.txt"])
+def test_a_folder_with_something_else_in_it_is_no_place_for_a_cache(tmp_path: Path, name) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match="wanted out= as a new or empty folder, but"):
+        written(tmp_path, tiny.data(), tiny.tokenizer())
+    assert not (tmp_path / "manifest.json").exists()
+
+
 class Killed(Tokenizer):
     """The tokenizer of a process that dies in the middle."""
 

@@ -81,7 +81,7 @@ def extract(
 
     What is there of the same plan and whole is kept. Every rank of a distributed run has to call
     it; each takes every world-th shard. `batch` views are encoded at once.
-    Raises ValueError if `out` holds the cache of something else."""
+    Raises ValueError if `out` holds the cache of something else, or anything else."""
     folder = Folder(out)
     rank, world = rank_and_world()
     before = manifests.read(folder)
@@ -92,6 +92,11 @@ def extract(
             raise ValueError(
                 f"{out} holds another cache:\n{listed}\nType another out=DIR, or remove it"
             )
+    elif strangers := folder.strangers():
+        raise ValueError(
+            f"wanted out= as a new or empty folder, but {out} has {strangers[0]} in it; type "
+            "another out=DIR"
+        )
     if rank == 0 and not (before and before.complete):
         manifests.write(folder, planned)
     _wait()

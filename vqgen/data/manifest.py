@@ -104,6 +104,9 @@ class Manifest:
         return replace(self, shards=shards, data_hash=digest.hexdigest())
 
 
+CACHED = (".arrow", ".json", ".writing")  # endings of a cache's files
+
+
 class Folder:
     """A folder at a local path or an fsspec one (s3://..., memory://...), written file by file,
     each whole or not at all."""
@@ -117,6 +120,18 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Is there such a file?"""
         return self.files.exists(f"{self.path}/{name}")
+
+    def strangers(self) -> list[str]:
+        """Names in the folder, and in train/ and val/ of it, of what no cache has."""
+        found = []
+        for place in ("", "/train", "/val"):
+            if not self.files.isdir(self.path + place):
+                continue
+            for entry in self.files.ls(self.path + place, detail=False):
+                name = entry.rstrip("/").rsplit("/", 1)[-1]
+                if not (name.endswith(CACHED) or (not place and name in ("train", "val"))):
+                    found.append(f"{place}/{name}".lstrip("/"))
+        return sorted(found)
 
     def size(self, name: str) -> int:
         """Bytes of a file."""

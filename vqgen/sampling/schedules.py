@@ -1,6 +1,7 @@
 """Noise schedules of discrete diffusion: how many tokens are still clean at noise time s."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,7 +35,9 @@ class Schedule:
         return [*(1 - self.clean(times)).clamp(0, 1).tolist()[:-1], 0.0]
 
     def _derivative(self, s: Tensor) -> Tensor:
-        return torch.func.jvp(self.clean, (s,), (torch.ones_like(s),))[1]
+        with warnings.catch_warnings():  # of torch about itself: jvp loads scripts of old make
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            return torch.func.jvp(self.clean, (s,), (torch.ones_like(s),))[1]
 
     def _check(self) -> None:
         times = torch.linspace(0, 1, GRID, dtype=torch.float64, device="cpu")
