@@ -107,6 +107,14 @@ def test_known_latents_are_kept_and_heard(family: str, solver: str) -> None:
     assert all(frame[2].shape == got.shape for frame in frames)
 
 
+@pytest.mark.parametrize("bad", [latents() * float("nan"), latents().long()], ids=["nan", "long"])
+def test_known_latents_are_finite_numbers(bad: Tensor) -> None:
+    model = make()
+    known = Known(bad, torch.zeros_like(bad, dtype=torch.bool))
+    with pytest.raises(ValueError, match="wanted known latents as finite floating-point numbers"):
+        model.sample(asked(), quick(model), constant(2.0), [0, 1, 2, 3], known)
+
+
 def test_a_film_shows_estimates_of_the_clean_latents() -> None:
     """The first frame is not noise: at t = 0 the estimate of a new model is the data's mean."""
     torch.manual_seed(0)

@@ -111,6 +111,13 @@ class Denoiser(nn.Module):
                 f"wanted known latents of shape {shape}, got {list(known.latents.shape)}; encode "
                 "the images with this prior's tokenizer"
             )
+        given = None if known is None else known.latents
+        if given is not None and not (given.is_floating_point() and bool(given.isfinite().all())):
+            raise ValueError(
+                f"wanted known latents as finite floating-point numbers, got {given.dtype} with "
+                f"{int((~given.isfinite()).sum())} that are not finite; encode the images with "
+                "this prior's tokenizer"
+            )
         if known is None and knobs.resample > 1:
             raise ValueError(
                 "resample repeats steps where latents are given, for edit=inpaint or outpaint, got "
