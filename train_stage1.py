@@ -59,7 +59,7 @@ def main(config: DictConfig) -> int:
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for what is for stage 2 only."""
+    """Raise ValueError for what is for stage 2 only, and for numbers that no tokenizer has."""
     if settings["trainer"]["strategy"] == "fsdp":
         raise ValueError(
             "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "
@@ -70,6 +70,7 @@ def check(settings: dict) -> None:
             f"stage 1 needs images, and data={cli.choice('data')} holds latents for stage 2; "
             "type data=emoji, or data=folder data.root=DIR"
         )
+    build.check_numbers(settings["tokenizer"], "tokenizer")
 
 
 if __name__ == "__main__":

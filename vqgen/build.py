@@ -6,7 +6,8 @@ With cli.py the only file that knows Hydra."""
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def prior(node: Any, tokenizer: Any, *, num_classes: int) -> Any:
     anything is built. A prior with an argument `pyramid` gets the tokenizer's."""
     node = plain(node)
     check_pair(node, tokenizer.spec)
-    _check_numbers(node)
+    check_numbers(node)
     arguments = inspect.signature(hydra.utils.get_class(node["_target_"])).parameters
     more = {"pyramid": tokenizer.pyramid} if "pyramid" in arguments else {}
     return make(node, spec=tokenizer.spec, num_classes=num_classes, **more)
@@ -112,18 +113,46 @@ def check_path(node: Any) -> None:
         family.check_path(make(node["path"]))
 
 
-def _check_numbers(node: dict[str, Any], path: str = "prior") -> None:
-    """Raise ValueError for sizes below 1 and a dropout of conditions outside of [0, 1]: whatever
-    the family, these words mean the same."""
+# names of settings, what they are, and whether a number is that
+RANGES: list[tuple[set[str], str, Callable[[float], bool]]] = [
+    ({"z_channels"}, "of at least 1", lambda x: x >= 1),
+    ({"label_smoothing", "phi_strength"}, "from 0 to 1", lambda x: 0 <= x <= 1),
+    (
+        {"dropout", "token_dropout", "attention_dropout", "ffn_dropout", "residual_dropout"}
+        | {"drop_path"},
+        "from 0 to below 1",
+        lambda x: 0 <= x < 1,
+    ),
+    (
+        {"rope_base", "norm_eps", "ffn_multiplier", "ffn_ratio", "mlp_ratio"},
+        "above 0",
+        lambda x: 0 < x < math.inf,
+    ),
+    (
+        {"commitment_weight", "codebook_weight", "kl_weight"},
+        "of at least 0",
+        lambda x: 0 <= x < math.inf,
+    ),
+]
+
+
+def check_numbers(node: dict[str, Any], path: str = "prior") -> None:
+    """Raise ValueError for sizes below 1, shares outside of [0, 1] and the like: whatever the
+    family, these words mean the same."""
     for name, value in node.items():
         if isinstance(value, dict):
-            _check_numbers(value, f"{path}.{name}")
+            check_numbers(value, f"{path}.{name}")
         if not isinstance(value, int | float):
             continue
         if name in ("width", "depth", "heads", "kv_heads", "multiple_of") and value < 1:
             raise ValueError(
                 f"wanted {path}.{name} of at least 1, got {value}; leave it out for the size's own"
             )
+        for names, wanted, is_right in RANGES:
+            if name in names and not is_right(value):
+                raise ValueError(
+                    f"wanted {path}.{name} {wanted}, got {value}; leave it out for its default"
+                )
         if name == "label_dropout" and not 0 <= value <= 1:
             raise ValueError(
                 f"wanted {path}.label_dropout (how often training withholds the condition) from 0 "

@@ -141,10 +141,10 @@ class Clock:
         if wanted == "elbo":
             return None
         named: dict[str, Weight] = {"uniform": torch.ones_like, "maskgit": self.maskgit}
-        if not callable(wanted) and wanted not in named:
+        if not callable(wanted) and str(wanted) not in named:
             raise ValueError(
-                f"wanted prior.weight as one of elbo, {', '.join(named)} or a function of s = t / "
-                f"T, got {wanted}"
+                f"wanted prior.weight as one of elbo, {', '.join(named)} or, in Python, a function "
+                f"of s = t / T that is nowhere negative, got {wanted}; type prior.weight=elbo"
             )
         weight = wanted if callable(wanted) else named[wanted]
         values = weight(self.at((torch.arange(GRID, device="cpu") + 0.5) / GRID))
