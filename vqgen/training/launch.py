@@ -184,7 +184,7 @@ def train(
         lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
         if saver.signal is None and module.counters.step != module.validated_step:
             lightning.validate(module, data, verbose=False)
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError) as error:
         sentence = _explained(error, module)
         if sentence is None:
             raise
@@ -203,10 +203,11 @@ def train(
     return 128 + saver.signal
 
 
-def _explained(error: RuntimeError, module: TrainingModule) -> str | None:
+def _explained(error: Exception, module: TrainingModule) -> str | None:
     """What happened and what to type; None for an error of another kind."""
     first = (str(error) or type(error).__name__).splitlines()[0]
-    if "DataLoader worker" in first:
+    # a loader process that dies while it hands over a batch leaves a broken connection
+    if "DataLoader worker" in first or isinstance(error, ConnectionError):
         return (
             f"a loader process died ({first}), often for lack of memory; "
             "type data.workers=0 or fewer"

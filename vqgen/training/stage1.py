@@ -196,7 +196,7 @@ class Stage1(TrainingModule[Tokenizer]):
             "codes in use / codes that this scale's tokens could use at most: "
             f"{self.scale_usage.summary()}"
         )
-        has_own = self.architecture["bottleneck"].get("own_codebooks")
+        has_own = self.architecture.get("bottleneck", {}).get("own_codebooks")
         cure = "codebook.update=ema" if has_own else "own_codebooks=true"
         for name, share in self.scale_usage.shares().items():
             if share < self.usage_alarm:
