@@ -37,9 +37,9 @@ def main(config: DictConfig) -> None:
     evaluation = Evaluation(
         protocol, subject, network, cache=Path(settings["cache"]), batch=settings["batch"]
     )
-    evaluated = evaluation.run()
     base = (model or Path(".")) / "evaluation"
-    out = Path(settings["out"] or card_folder(base, protocol, given))
+    out = Path(settings["out"] or card_folder(base, protocol, given))  # before any work
+    evaluated = evaluation.run()
     evaluated.write(out, npz=settings["npz"] and given is None)
     send(evaluated, settings, out)
     print("\n".join(evaluated.card.markdown().split("\n## ")[0].splitlines()))
