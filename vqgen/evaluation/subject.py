@@ -126,7 +126,7 @@ class Subject:
         described: dict[str, Any] = {
             "path": str(self.model),
             "tokenizer": type(loaded.tokenizer).__name__,
-            "tokenizer_fingerprint": _fingerprint(self.model),
+            "tokenizer_fingerprint": _fingerprint(self.model, "tokenizer"),
             "image_size": list(loaded.tokenizer.image_size),
             "parameters tokenizer": sum(p.numel() for p in loaded.tokenizer.parameters()),
             "steps": facts.get("steps"),
@@ -136,6 +136,7 @@ class Subject:
             described |= {
                 "family": type(loaded.prior).__module__.rsplit(".", 1)[-1],
                 "prior": type(loaded.prior).__name__,
+                "prior_fingerprint": _fingerprint(self.model, "prior"),
                 "classes": loaded.prior.num_classes,
                 "likelihood": loaded.prior.likelihood,
                 "parameters prior": sum(p.numel() for p in loaded.prior.parameters()),
@@ -159,9 +160,9 @@ def built(node: dict[str, Any]) -> ImageData:
     return build.model(node, global_batch=1, accumulate=1, seed=0)
 
 
-def _fingerprint(model: Path) -> str | None:
-    """Of the tokenizer in a run or export folder."""
-    for folder in (model / "pipeline" / "tokenizer", model / "tokenizer", model):
+def _fingerprint(model: Path, part: str) -> str | None:
+    """Of the tokenizer or the prior in a run or export folder."""
+    for folder in (model / "pipeline" / part, model / part, model):
         if (folder / "model.safetensors").is_file():
             return checkpoint.read_header(folder)["fingerprint"]
     return None
