@@ -35,9 +35,6 @@ LEAST = {
 }
 
 
-CHECKPOINTS = ("last.ckpt", "previous.ckpt")
-
-
 @dataclass(frozen=True)
 class Run:
     """A run folder; `checkpoint` and `counters` say where to go on (None and zeros for a new
@@ -65,7 +62,7 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
     root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
     if resume == "auto":
         for run in runs.newest_first(root, stage, name):
-            if any((run / "checkpoints" / name).is_file() for name in CHECKPOINTS):
+            if runs.has_checkpoint(run):
                 print(f"resuming {run}")
                 return run
             print(f"passing over {run}, which was stopped before its first checkpoint")
@@ -77,12 +74,6 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
             f"look for one with: ls {root / stage}"
         )
     return Path(resume)
-
-
-def stored_overrides(run: Path) -> list[str]:
-    """What was typed when the run was started."""
-    path = run / "overrides.txt"
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def open_run(
@@ -251,7 +242,7 @@ def read_counters(run: Path) -> tuple[Path, Counters]:
     """The newest readable checkpoint and its counters; a damaged last one falls back to the one
     before."""
     problems = []
-    for name in CHECKPOINTS:
+    for name in runs.CHECKPOINTS:
         path = run / "checkpoints" / name
         if not path.is_file():
             continue
