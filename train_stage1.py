@@ -54,6 +54,8 @@ def main(config: DictConfig) -> int:
     derived = {"run": str(run.folder), "perceptual_random": random_lpips, **data.describe()}
     derived |= build.sizes(tokenizer=tokenizer, loss=loss)
     launch.print_recipe(settings, derived)
+    less = f"data.size=32 experiment=emoji_{cli.choice('tokenizer').partition('_')[0]}"
+    launch.hint_at_size(tokenizer, build.place(settings)["device"], less)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
     return launch.train(module, data, run, settings, boards=boards, precision=precision)
 

@@ -75,6 +75,8 @@ def main(config: DictConfig) -> int:
     derived = {"run": str(run.folder), "tokenizer": str(export), **measured, **data.describe()}
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
+    less = f"experiment=emoji_{cli.choice('prior').partition('_')[0]}"
+    launch.hint_at_size(prior, build.place(settings)["device"], less)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
     return launch.train(module, batches, run, settings, boards=boards, precision=precision)
 

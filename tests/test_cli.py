@@ -5,8 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from vqgen import build, cli, overrides
+from vqgen.training import launch
 
 STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
 
@@ -132,6 +134,22 @@ def test_what_a_run_was_started_with_goes_on(monkeypatch: pytest.MonkeyPatch, tm
 
 
 TYPED = ["data.size=64"]
+
+
+def test_a_big_model_on_a_cpu_brings_a_hint(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(launch, "SLOW_ON_CPU", 10)
+    for model, device in ((nn.Linear(3, 2), "cpu"), (nn.Linear(3, 3), "cuda")):
+        launch.hint_at_size(model, device, "experiment=emoji_var")
+    assert not capsys.readouterr().out
+    launch.hint_at_size(nn.Linear(3, 3), "cpu", "experiment=emoji_var")
+    assert "for a small model type experiment=emoji_var; plan=true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "vqgan_f8", "vqvae", "var", "kl"])
+def test_the_hint_of_stage_1_can_be_typed(kind: str) -> None:
+    small = f"experiment=emoji_{kind.partition('_')[0]}"
+    words = ["data=folder", "data.root=DIR", f"tokenizer={kind}", "data.size=32", small]
+    overrides.check(*STAGE1, words)
 
 
 @pytest.fixture

@@ -47,6 +47,11 @@ class TokenSpec:
         return sum(height * width for height, width in self.scales)
 
     @property
+    def grids(self) -> str:
+        """The scales in words: "1 x 1, 2 x 3"."""
+        return ", ".join(f"{height} x {width}" for height, width in self.scales)
+
+    @property
     def lengths(self) -> dict[str, int]:
         """Tokens of each size of scale, by `scale_name`; scales of one size are one entry."""
         sizes = dict.fromkeys(self.scales)

@@ -355,5 +355,7 @@ def test_other_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             _quantizer(**more)
+    with pytest.raises(ValueError, match=r"phi_count from 0 .* to \d+, for \d+ scales, got 100"):
+        _quantizer(phi_count=100).spec(GRID)
     with pytest.raises(ValueError, match="have 28 tokens, got 15"):
         _quantizer().embed(torch.zeros(1, 15, dtype=torch.long), GRID)

@@ -128,7 +128,7 @@ class VAR(Prior):
             )
         if len(spec.scales) < 2:
             raise ValueError(
-                f"prior=var needs tokens of several scales, got one scale {spec.scales}; "
+                f"prior=var needs tokens of several scales, got one scale of {spec.grids}; "
                 f"type prior=llamagen, or {cure}"
             )
 

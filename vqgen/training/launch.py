@@ -12,6 +12,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning import LightningDataModule
+from torch import nn
 
 from vqgen import checkpoint, runs
 from vqgen.training import devices, switches
@@ -33,6 +34,9 @@ LEAST = {
     **dict.fromkeys(("log_every", "validate_every", "save_every", "accumulate"), 1),
     **dict.fromkeys(("lr", "lr_end", "warmup_steps", "weight_decay", "ema", "seed"), 0),
 }
+SLOW_ON_CPU = (
+    30_000_000  # trained parameters; the emoji recipes have fewer than 20 million
+)
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,8 @@ def train(
         enable_model_summary=False,
     )
     module.counters = run.counters
-    if module.progress >= 1:
-        print(
-            f"{run.folder} is at step {run.counters.step} and has used up this budget; to train on "
-            "type a larger train.max_steps or train.max_minutes"
-        )
+    if module.progress >= 1 and devices.is_first():
+        print(f"nothing is left to train: {_used_up(run, module.recipe.budget)}")
     try:
         lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
         if saver.signal is None and module.counters.step != module.validated_step:
@@ -192,6 +193,19 @@ def train(
             f"go on with train.resume={run.folder}"
         )
     return 128 + saver.signal
+
+
+def _used_up(run: Run, budget: Budget) -> str:
+    """That the budget is, and what to type to train on."""
+    spent = {"max_steps": run.counters.step, "max_minutes": run.counters.seconds / 60}
+    limits = {name: limit for name, limit in vars(budget).items() if limit is not None}
+    used = [name for name, limit in limits.items() if spent[name] >= limit]
+    return (
+        f"{run.folder} is at step {run.counters.step} and has used up its budget ("
+        f"{', '.join(f'train.{name}={limits[name]}' for name in used)}); it is validated and "
+        "exported once more. To train on type "
+        f"{' '.join(f'train.{name}={2 * limits[name]}' for name in used)}, say"
+    )
 
 
 def _explained(error: Exception, module: TrainingModule) -> str | None:
@@ -236,6 +250,17 @@ def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
     rows = _flatten(settings) | derived
     width = max(len(key) for key in rows)
     print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows.items()), flush=True)
+
+
+def hint_at_size(model: nn.Module, device: str, small: str) -> None:
+    """One line where a big model is about to be trained on a CPU. small: what to type for less."""
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if device == "cpu" and count > SLOW_ON_CPU and devices.is_first():
+        print(
+            f"hint: {count / 1e6:.0f} million parameters take long on a CPU; for a small model "
+            f"type {small}; plan=true tells the time and memory of a run and leaves",
+            flush=True,
+        )
 
 
 def read_counters(run: Path) -> tuple[Path, Counters]:
