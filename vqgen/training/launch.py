@@ -34,9 +34,7 @@ LEAST = {
     **dict.fromkeys(("log_every", "validate_every", "save_every", "accumulate"), 1),
     **dict.fromkeys(("lr", "lr_end", "warmup_steps", "weight_decay", "ema", "seed"), 0),
 }
-SLOW_ON_CPU = (
-    30_000_000  # trained parameters; the emoji recipes have fewer than 20 million
-)
+SLOW_ON_CPU = 30_000_000  # trained parameters; the emoji recipes have fewer than 20 million
 
 
 @dataclass(frozen=True)
