@@ -5,7 +5,7 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli, finetune, planning
+from vqgen import build, cli, finetune, planning, runs
 from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
@@ -20,7 +20,7 @@ def main(config: DictConfig) -> int:
     name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage1", name=name)
     if resumed is not None:
-        config = cli.compose("train_stage1", cli.merged(launch.stored_overrides(resumed)))
+        config = cli.compose("train_stage1", cli.merged(runs.stored_overrides(resumed)))
     settings = build.plain(config)
     devices.join(settings["trainer"])  # a resumed run's, which need not be typed again
     check(settings)
@@ -54,6 +54,8 @@ def main(config: DictConfig) -> int:
     derived = {"run": str(run.folder), "perceptual_random": random_lpips, **data.describe()}
     derived |= build.sizes(tokenizer=tokenizer, loss=loss)
     launch.print_recipe(settings, derived)
+    less = f"data.size=32 experiment=emoji_{cli.choice('tokenizer').partition('_')[0]}"
+    launch.hint_at_size(tokenizer, build.place(settings)["device"], less)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
     return launch.train(module, data, run, settings, boards=boards, precision=precision)
 

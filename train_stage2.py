@@ -6,7 +6,7 @@ from functools import partial
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from vqgen import build, cli, features, finetune, fitting, pipeline, planning
+from vqgen import build, cli, features, finetune, fitting, pipeline, planning, runs
 from vqgen.evaluation import small
 from vqgen.preview import Preview
 from vqgen.training import devices, latents, launch, plan
@@ -20,12 +20,12 @@ def main(config: DictConfig) -> int:
         return show_plan(build.plain(config))
     name = f"{cli.choice('prior')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
-    words = cli.merged(launch.stored_overrides(resumed)) if resumed else cli.typed_overrides()
+    words = cli.merged(runs.stored_overrides(resumed)) if resumed else cli.typed_overrides()
     chosen = build.plain(cli.compose("train_stage2", words))
     devices.join(chosen["trainer"])  # a resumed run's, which need not be typed again
     export = devices.once(lambda: fitting.find_tokenizer(chosen))
     if not resumed:  # the data that the tokenizer was trained on, unless told otherwise
-        words = cli.merged(launch.stored_overrides(export.parent), group="data")
+        words = cli.merged(runs.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))
     settings["tokenizer"] = str(export)
     wrap = settings["as_features"] and not resumed  # a resumed run has the wrapped one already
@@ -75,6 +75,8 @@ def main(config: DictConfig) -> int:
     derived = {"run": str(run.folder), "tokenizer": str(export), **measured, **data.describe()}
     derived |= build.sizes(prior=prior)
     launch.print_recipe(settings, derived)
+    less = f"experiment=emoji_{cli.choice('prior').partition('_')[0]}"
+    launch.hint_at_size(prior, build.place(settings)["device"], less)
     boards = build.boards(settings, derived, run.folder, run.counters.facts)
     return launch.train(module, batches, run, settings, boards=boards, precision=precision)
 
@@ -82,7 +84,7 @@ def main(config: DictConfig) -> int:
 def show_plan(settings: dict) -> int:
     """plan=true: what the run would take; no data and no weights of a prior are loaded."""
     export = fitting.find_tokenizer(settings)
-    words = cli.merged(launch.stored_overrides(export.parent), group="data")
+    words = cli.merged(runs.stored_overrides(export.parent), group="data")
     settings = build.plain(cli.compose("train_stage2", words))  # as training will find it
     typed = any(word.lstrip("+~").startswith("data") for word in cli.typed_overrides())
     return plan.show(planning.stage2(settings, export, typed_data=typed))

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, pipeline, runs
 from vqgen.data import extract
-from vqgen.training import launch
 
 
 @cli.entry(".", "cache_latents")
@@ -23,7 +22,7 @@ def main(config: DictConfig) -> None:
     if settings["batch"] < 1:
         raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=64")
     export = runs.stage1_export(settings["tokenizer"], Path(settings["root"]))
-    words = cli.merged(launch.stored_overrides(export.parent), group="data")
+    words = cli.merged(runs.stored_overrides(export.parent), group="data")
     settings["data"] = build.plain(cli.compose("cache_latents", words))["data"]
     world = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     device = build.device(settings["device"])

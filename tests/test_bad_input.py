@@ -446,7 +446,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: stage1_run(p / "runs"),
         "train_stage2",
         ["prior=var", "tokenizer=runs/stage1/20260101_000000_tiny", "data.size=[16,24]"],
-        "prior=var needs tokens of several scales, got one scale ((2, 3),); type prior=llamagen, "
+        "prior=var needs tokens of several scales, got one scale of 2 x 3; type prior=llamagen, "
         "or train a multi-scale tokenizer: python train_stage1.py tokenizer=var",
     ),
     (

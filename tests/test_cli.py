@@ -5,8 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from vqgen import build, cli
+from vqgen import build, cli, overrides
+from vqgen.training import launch
 
 STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
 
@@ -28,6 +30,9 @@ STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
         (STAGE1, "prior.width=64", r"prior is a setting of train_stage2.py"),
         (STAGE2, "loss.gan.start=0.3", r"loss is a setting of train_stage1.py"),
         (STAGE1, "foo", r"wanted settings like train.lr=1e-4, got 'foo' without a value"),
+        (STAGE1, "tokenizer.bottleneck.scales=[1,4]", r"belongs to tokenizer=var: type tokenizer"),
+        (STAGE1, "tokenizer.phi_count=4", r"tokenizer.bottleneck.phi_count belongs to tokenizer=v"),
+        (STAGE2, "prior.shared_modulation=true", r"belongs to prior=var"),
         (STAGE2, "prior=lamagen", r"did you mean llamagen\?"),
         (STAGE2, "prior.widht=64", r"did you mean prior.width\?"),
         (STAGE2, "train.max_step=5", r"did you mean train.max_steps\?"),
@@ -37,7 +42,7 @@ STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
 )
 def test_typos_name_the_nearest_word(entry: tuple[str, str], word: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        cli.check_overrides(*entry, [word])
+        overrides.check(*entry, [word])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_typos_name_the_nearest_word(entry: tuple[str, str], word: str, sentence
     ],
 )
 def test_what_is_right_passes(entry: tuple[str, str], words: list[str]) -> None:
-    cli.check_overrides(*entry, words)
+    overrides.check(*entry, words)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +76,10 @@ def test_typos_in_an_experiment_file(
     shutil.copytree(cli.CONF, copied)
     recipe = copied / "stage1" / "experiment" / "mine.yaml"
     recipe.write_text(f"# @package _global_\n{text}\n")
-    monkeypatch.setattr(cli, "CONF", copied)
+    for module in (cli, overrides):
+        monkeypatch.setattr(module, "CONF", copied)
     with pytest.raises(ValueError, match=sentence) if sentence else nullcontext():
-        cli.check_overrides(*STAGE1, ["experiment=mine"])
+        overrides.check(*STAGE1, ["experiment=mine"])
 
 
 def test_an_unknown_key_of_a_node_names_the_nearest_argument() -> None:
@@ -120,6 +126,71 @@ def test_what_a_run_was_started_with_goes_on(monkeypatch: pytest.MonkeyPatch, tm
     stored = ["data=folder", "data.root=../pictures", "data.size=32", "prior=flow"]
     assert cli.merged(stored) == ["data=folder", "data.root=../pictures", "prior=flow", *TYPED]
     assert cli.merged(["data=emoji", *stored[3:]], group="data") == TYPED
+    monkeypatch.setattr(cli, "typed_overrides", lambda: ["tokenizer=vqgan"])
+    changed = ["tokenizer=var", "tokenizer.bottleneck.scales=[1,4]", "train.lr=1"]
+    assert cli.merged(changed) == ["train.lr=1", "tokenizer=vqgan"]  # scales are the other's
+    default = ["tokenizer.bottleneck.codebook.size=64"]
+    assert cli.merged(default) == [*default, "tokenizer=vqgan"]  # it was vqgan before
 
 
 TYPED = ["data.size=64"]
+
+
+def test_a_big_model_on_a_cpu_brings_a_hint(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(launch, "SLOW_ON_CPU", 10)
+    for model, device in ((nn.Linear(3, 2), "cpu"), (nn.Linear(3, 3), "cuda")):
+        launch.hint_at_size(model, device, "experiment=emoji_var")
+    assert not capsys.readouterr().out
+    launch.hint_at_size(nn.Linear(3, 3), "cpu", "experiment=emoji_var")
+    assert "for a small model type experiment=emoji_var; plan=true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "vqgan_f8", "vqvae", "var", "kl"])
+def test_the_hint_of_stage_1_can_be_typed(kind: str) -> None:
+    small = f"experiment=emoji_{kind.partition('_')[0]}"
+    words = ["data=folder", "data.root=DIR", f"tokenizer={kind}", "data.size=32", small]
+    overrides.check(*STAGE1, words)
+
+
+@pytest.fixture
+def var_run(tmp_path: Path) -> Path:
+    """A stage-1 run with a checkpoint, as far as the command line reads it."""
+    run = tmp_path / "stage1" / "20260101_000000_res"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    (run / "config.yaml").write_text("tokenizer: {}\nloss: {}\n")
+    words = ["tokenizer=var", "tokenizer.bottleneck.scales=[1,2,4]", "run.name=res"]
+    (run / "overrides.txt").write_text("\n".join(words))
+    return run
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_words_of_a_resume_are_read_as_the_runs_own(var_run: Path, named: bool) -> None:
+    auto = ["train.resume=auto", "run.name=res", f"run.root={var_run.parents[1]}"]
+    resume = [f"train.resume={var_run}"] if named else auto
+    words = [*resume, "tokenizer.bottleneck.phi_count=2"]
+    assert overrides.check(*STAGE1, words) == ["tokenizer=var", *words]
+    retyped = [*resume, "tokenizer=vqgan"]
+    assert overrides.check(*STAGE1, retyped) == retyped
+    with pytest.raises(ValueError, match=r"did you mean tokenizer\.bottleneck\.phi_count\?"):
+        overrides.check(*STAGE1, [*resume, "tokenizer.bottleneck.phi_cuont=2"])
+    (var_run / "overrides.txt").write_text("tokenizer=../../evil")
+    with pytest.raises(ValueError, match="could run any program"):
+        overrides.check(*STAGE1, resume)
+
+
+def test_a_run_of_the_other_stage_is_refused(var_run: Path) -> None:
+    word = f"train.resume={var_run}"
+    with pytest.raises(ValueError, match=rf"of stage1.*type python train_stage1\.py {word}"):
+        overrides.check(*STAGE2, [word])
+    (var_run / "config.yaml").write_text("prior: {}\n")
+    with pytest.raises(ValueError, match=rf"of stage2.*type python train_stage2\.py {word}"):
+        overrides.check(*STAGE1, [word])
+
+
+def test_init_brings_the_model_whatever_its_kind(var_run: Path) -> None:
+    sentence = r"init=DIR brings the tokenizer.*tokenizer\.bottleneck\.scales=\[1,2\] was typed"
+    for words in ([f"init={var_run}"], [f"train.resume={var_run}"]):
+        with pytest.raises(ValueError, match=sentence):
+            overrides.check(*STAGE1, [*words, "tokenizer.bottleneck.scales=[1,2]"])
+        (var_run / "overrides.txt").write_text("init=somewhere")

@@ -33,7 +33,8 @@ ALLOWED = {
         *("data", "losses", "metrics", "sampling", "training"),
     },
     "build": {"contracts"},
-    "cli": {"build"},
+    "cli": {"build", "overrides"},
+    "overrides": {"build", "finetune", "runs"},
     "pipeline": {
         *("arguments", "contracts", "build", "checkpoint", "editing", "features", "pictures"),
         "sampling",
@@ -52,8 +53,8 @@ ALLOWED = {
 # library -> the only rooms and files that may import it
 OWNERS = {
     "lightning": {"training", "data"},
-    "hydra": {"build", "cli"},
-    "omegaconf": {"build", "cli"},
+    "hydra": {"build", "cli", "overrides"},
+    "omegaconf": {"build", "cli", "overrides"},
     "wandb": {"training/wandb_board"},
     "datasets": {"data"},
     "lpips": {"losses"},

@@ -1,7 +1,7 @@
 """Config to objects: a node with `_target_` is called with its keys as keyword arguments; nothing
 below sees a config.
 
-With cli.py the only file that knows Hydra."""
+With cli.py and overrides.py the only files that know Hydra."""
 
 import difflib
 import importlib
@@ -116,7 +116,7 @@ def check_path(node: Any) -> None:
 # names of settings, what they are, and whether a number is that
 RANGES: list[tuple[set[str], str, Callable[[float], bool]]] = [
     ({"z_channels"}, "of at least 1", lambda x: x >= 1),
-    ({"label_smoothing", "phi_strength"}, "from 0 to 1", lambda x: 0 <= x <= 1),
+    ({"label_smoothing", "phi_strength", "revive_below"}, "from 0 to 1", lambda x: 0 <= x <= 1),
     (
         {"dropout", "token_dropout", "attention_dropout", "ffn_dropout", "residual_dropout"}
         | {"drop_path"},

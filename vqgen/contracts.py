@@ -47,6 +47,11 @@ class TokenSpec:
         return sum(height * width for height, width in self.scales)
 
     @property
+    def grids(self) -> str:
+        """The scales in words: "1 x 1, 2 x 3"."""
+        return ", ".join(f"{height} x {width}" for height, width in self.scales)
+
+    @property
     def lengths(self) -> dict[str, int]:
         """Tokens of each size of scale, by `scale_name`; scales of one size are one entry."""
         sizes = dict.fromkeys(self.scales)
@@ -162,10 +167,15 @@ class Condition:
 @dataclass(frozen=True)
 class Known:
     """Latents that the sampler has to keep: `latents` as the spec says, `keep` Bool of the same
-    shape, True = given."""
+    shape, True = given.
+
+    whole  the latents are those of an image, kept or not: a token that corrects coarser ones may be
+           chosen again where those were made anew, so that the picture is kept, not the token
+    """
 
     latents: Tensor
     keep: Tensor
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.keep.dtype != torch.bool or self.keep.shape != self.latents.shape:
@@ -173,6 +183,10 @@ class Known:
                 f"wanted keep as a bool tensor of the latents' shape {list(self.latents.shape)}, "
                 f"got {self.keep.dtype} {list(self.keep.shape)}"
             )
+
+    def rows(self, which: slice) -> "Known":
+        """The same of some of the images."""
+        return Known(self.latents[which], self.keep[which], self.whole)
 
 
 @dataclass(frozen=True)
@@ -214,6 +228,12 @@ class Pyramid(nn.Module, ABC):
     def next_input(self, canvas: Tensor, scale: int) -> Tensor:
         """What a prior reads before it predicts scale number `scale` >= 1: the canvas so far,
         reduced by area to that scale, [batch, h_k w_k, channels]."""
+
+    @abstractmethod
+    def refit(self, canvas: Tensor, tokens: Tensor, before: Tensor, scale: int) -> Tensor:
+        """The tokens Long [batch, h_k w_k] of scale number `scale` that do to `canvas` what
+        `tokens` did to the canvas `before`, and make up for what differs; the same tokens where
+        nothing does."""
 
 
 class Bottleneck(nn.Module, ABC):

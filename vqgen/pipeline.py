@@ -144,7 +144,7 @@ class Pipeline:
         for start in range(0, total, batch):
             rows = slice(start, start + batch)
             part = condition.map(lambda values, rows=rows: values[rows])
-            kept = None if known is None else Known(known.latents[rows], known.keep[rows])
+            kept = None if known is None else known.rows(rows)
             done.append(prior.sample(part, settings, scale, seeds[rows], kept, on_step))
         return torch.cat(done)
 
@@ -220,7 +220,7 @@ class Pipeline:
                 "images as they are call reconstruct"
             )
         keep = editing.keep_mask(self.tokenizer.spec, paint.to(self.device))
-        return Known(self.encode(images), keep)
+        return Known(self.encode(images), keep, whole=True)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

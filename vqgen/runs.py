@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import yaml
+
 NAME = re.compile(r"(\d{8}_\d{6})(?:-\d\d)?_(.+)")  # the ending is of older versions
 STAMP = "%Y%m%d_%H%M%S"
 
@@ -17,6 +19,7 @@ EXPORT = {
     "stage1": "tokenizer",
     "stage2": "pipeline",
 }  # the folder inside a run that later steps read
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
 
 def new(root: Path, stage: str, name: str) -> Path:
@@ -44,6 +47,37 @@ def new(root: Path, stage: str, name: str) -> Path:
 def newest_first(root: Path, stage: str, name: str | None = None) -> Iterator[Path]:
     """The runs of a stage, newest first; with `name`, only those of that name."""
     return (run for run in _runs(root, stage) if name is None or _parts(run)[1] == name)
+
+
+def newest_begun(root: Path, stage: str, name: str) -> Path | None:
+    """The newest run of this name that can be resumed; None if there is none."""
+    begun = (run for run in newest_first(root, stage, name) if has_checkpoint(run))
+    return next(begun, None)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether the run was saved at least once."""
+    return any((run / "checkpoints" / name).is_file() for name in CHECKPOINTS)
+
+
+def stored_overrides(run: Path) -> list[str]:
+    """What was typed when the run was started."""
+    path = run / "overrides.txt"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def check_stage(run: Path, stage: str) -> None:
+    """Raise ValueError for a run to resume that is of the other stage."""
+    path = run / "config.yaml"
+    if not path.is_file():  # whoever reads the run will say so
+        return
+    config = yaml.safe_load(path.read_text())
+    found = "stage2" if isinstance(config, dict) and "prior" in config else "stage1"
+    if found != stage:
+        raise ValueError(
+            f"{run} is a run of {found}, and this is train_{stage}.py; type "
+            f"python train_{found}.py train.resume={run}"
+        )
 
 
 def _runs(root: Path, stage: str) -> list[Path]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from scripts import compare
 from tests.evaluation import runs
-from vqgen import build, cli
+from vqgen import build, cli, overrides
 from vqgen.evaluation import comparison, plots
 from vqgen.evaluation.comparison import Row, plain_name
 
@@ -159,7 +159,7 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert families == {"llamagen", "var", "absorbing", "flow", "diffusion"}
     for program, *words in commands:
         stage = Path(program).stem
-        cli.check_overrides(stage.removeprefix("train_"), stage, words)
+        overrides.check(stage.removeprefix("train_"), stage, words)
         GlobalHydra.instance().clear()
     again = len(commands)
     trained |= {path.name: path for path in made}

@@ -291,6 +291,33 @@ def test_bits_and_samples_stay_float32_under_autocast() -> None:
 # ---- editing
 
 
+def test_known_images_are_kept_as_pictures() -> None:
+    """Where coarse tokens are made anew, the kept finer ones are chosen again, so that the kept
+    part of the canvas stays nearer to the image's; all known is the image, nothing known a
+    sample."""
+    model, asked, knobs = make(num_classes=3), condition(), VAR.Knobs()
+    given, seeds = tokens(), [1, 2, 3]
+
+    def sampled(keep: Tensor, whole: bool) -> Tensor:
+        return model.sample(asked, knobs, linear(2.0), seeds, Known(given, keep, whole))
+
+    keep = torch.ones_like(given, dtype=torch.bool)
+    assert torch.equal(sampled(keep, True), given)
+    assert torch.equal(sampled(~keep, True), model.sample(asked, knobs, linear(2.0), seeds))
+    keep[:, : model.ends[0]] = False
+    plain, refitted = sampled(keep, False), sampled(keep, True)
+    assert torch.equal(plain[keep], given[keep])
+
+    def canvas(latents: Tensor) -> Tensor:
+        made = model.pyramid.blank(len(latents))
+        for scale in range(len(model.ends)):
+            made = model.pyramid.advance(made, latents[:, model.places(scale)], scale)
+        return made
+
+    image = canvas(given)
+    assert (canvas(refitted) - image).norm() < (canvas(plain) - image).norm()  # of 11 codes
+
+
 def test_known_tokens_of_any_scale_are_kept_and_heard() -> None:
     model, asked, knobs = make(num_classes=3), condition(), VAR.Knobs()
     keep = torch.zeros(3, 21, dtype=torch.bool)

@@ -122,6 +122,24 @@ def test_each_scale_takes_the_nearest_code_to_what_is_missing() -> None:
         missing = missing - F.interpolate(maps, GRID, mode="bicubic")
 
 
+def test_a_refitted_token_makes_up_for_another_canvas() -> None:
+    """With the same canvas every token stays; with another one, each becomes the code nearest to
+    what it added and what the canvas lacks against the one before."""
+    quantizer = _quantizer()
+    pyramid, tokens = quantizer.pyramid(GRID), quantizer.encode(_hidden())
+    before, start = pyramid.blank(len(tokens)), 0
+    for scale, (height, width) in enumerate(pyramid.scales):
+        part = tokens[:, start : (start := start + height * width)]
+        assert torch.equal(pyramid.refit(before, part, before, scale), part)
+        other = before + 0.5 * torch.randn(before.shape, generator=torch.manual_seed(scale))
+        rows = pyramid.codes[scale % len(pyramid.codes)]
+        wanted = rows[part] + pyramid.next_input(before - other, scale)
+        nearest = torch.cdist(wanted, rows).argmin(dim=-1)
+        assert torch.equal(pyramid.refit(other, part, before, scale), nearest)
+        assert not torch.equal(nearest, part)
+        before = pyramid.advance(before, part, scale)
+
+
 def test_image_i_is_the_same_in_any_batch() -> None:
     model, hidden = _quantizer({"update": "ema"}), _hidden(batch=7)
     model(hidden)
@@ -355,5 +373,7 @@ def test_other_settings_that_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             _quantizer(**more)
+    with pytest.raises(ValueError, match=r"phi_count from 0 .* to \d+, for \d+ scales, got 100"):
+        _quantizer(phi_count=100).spec(GRID)
     with pytest.raises(ValueError, match="have 28 tokens, got 15"):
         _quantizer().embed(torch.zeros(1, 15, dtype=torch.long), GRID)

@@ -121,7 +121,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> 
     assert last.with_suffix(".damaged").is_file(), "set aside, not kept as the good one before"
     process = start(tmp_path, "train.resume=auto")
     printed, _ = process.communicate()
-    assert process.returncode == 0 and b"has used up this budget" in printed
+    assert process.returncode == 0 and b"has used up its budget (train.max_steps=" in printed
 
 
 @pytest.mark.slow

@@ -270,6 +270,30 @@ def test_a_bad_loss_is_skipped_then_stops_the_run(tmp_path: Path, capsys) -> Non
     assert all(torch.isfinite(p).all() for p in module.model.parameters())
 
 
+@pytest.mark.parametrize("validate_every", [1, 100])
+@pytest.mark.parametrize("kind", ["learned", "llamagen"])
+def test_a_run_that_skipped_every_step_exports_nothing(
+    tmp_path: Path, kind: str, validate_every: int
+) -> None:
+    """Two steps: fewer than the patience, which would stop it."""
+    module, data = STAGES[kind](tmp_path, 2)
+    module.is_usable = lambda total, parts, batch: module._skip(["pixel"], batch)
+    with pytest.raises(ValueError, match=r"nothing was learned by step \d.*train\.lr"):
+        run(tmp_path / "run", module, data, validate_every=validate_every)
+    assert not list((tmp_path / "run").glob("*/**/model.safetensors"))
+
+
+def test_a_used_up_budget_says_what_to_type(tmp_path: Path, capsys) -> None:
+    module, data = stage1(tmp_path, 2)
+    run(tmp_path / "run", module, data)
+    module, data = stage1(tmp_path, 2)
+    again = Run(tmp_path / "run", *launch.read_counters(tmp_path / "run"))
+    run(tmp_path / "run", module, data, resume=again)
+    printed = capsys.readouterr().out
+    assert printed.count("nothing is left to train") == 1
+    assert "is at step 2 and has used up its budget" in printed
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_bad_discriminator_stops_the_run(tmp_path: Path, capsys, what: str) -> None:
     """Its loss or gradient is not finite while the generator's is: an alarm, and after three the

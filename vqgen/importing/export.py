@@ -77,7 +77,7 @@ def to_theirs(
     changed = list(_changes(canonical(description.architecture, spec), architecture))
     if description.spec not in (None, spec):  # the peers' images are square
         assert description.spec is not None
-        changed.append(f"its grids are {spec.scales}, there they are {description.spec.scales}")
+        changed.append(f"its grids are {spec.grids}, there they are {description.spec.grids}")
     if changed:
         raise ValueError(
             f"{family.name} cannot hold this model: {'; '.join(changed)} (a model for export is "

@@ -72,7 +72,7 @@ def check_grids(prior: Published, description: Description, beside: Beside) -> N
             f"{beside.factor}"
         )
     elif want.scales != got.scales:
-        reasons.append(f"it was trained on grids {want.scales}, the tokenizer gives {got.scales}")
+        reasons.append(f"it was trained on grids {want.grids}, the tokenizer gives {got.grids}")
     # the published tokenizers for classes and for texts differ in their values alone
     own = str(description.facts.get("published"))[:3]
     other = {"c2i": "t2i", "t2i": "c2i"}.get(own)

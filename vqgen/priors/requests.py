@@ -17,7 +17,7 @@ def check_single_scale(spec: LatentSpec, family: str) -> None:
     if len(spec.scales) != 1:
         raise ValueError(
             f"prior={family} needs tokens of one scale, got {len(spec.scales)} scales "
-            f"{spec.scales}; type prior=var, or {cure}"
+            f"({spec.grids}); type prior=var, or {cure}"
         )
 
 

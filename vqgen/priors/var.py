@@ -128,7 +128,7 @@ class VAR(Prior):
             )
         if len(spec.scales) < 2:
             raise ValueError(
-                f"prior=var needs tokens of several scales, got one scale {spec.scales}; "
+                f"prior=var needs tokens of several scales, got one scale of {spec.grids}; "
                 f"type prior=llamagen, or {cure}"
             )
 
@@ -235,14 +235,20 @@ class VAR(Prior):
             passes = CachedPasses(self.transformer, branches, vectors)
             # a convolution over one image rounds otherwise than over many
             images = torch.arange(padded(condition.batch), device=device) % condition.batch
-            canvas = self.pyramid.blank(len(images))
+            canvas = before = self.pyramid.blank(len(images))  # before: with the known tokens alone
             for scale in range(total):
                 places = self.places(scale)
                 if scale:
                     passes.hear(self.pyramid.next_input(canvas, scale))
                 chosen = choose(branches.guide(passes.logits(scale), scale), scale)
                 if known is not None:
-                    chosen = torch.where(known.keep[:, places], known.latents[:, places], chosen)
+                    given = known.latents[:, places][images]
+                    fitting = given
+                    if known.whole:
+                        fitting = self.pyramid.refit(canvas, given, before, scale)
+                        before = self.pyramid.advance(before, given, scale)
+                    kept = known.keep[:, places]
+                    chosen = torch.where(kept, fitting[: len(chosen)], chosen)
                 tokens[:, places] = chosen
                 canvas = self.pyramid.advance(canvas, chosen[images], scale)
                 if on_step is not None:

@@ -16,6 +16,8 @@ from vqgen.tokenizers.lookup import nearest_code
 from vqgen.tokenizers.pyramid import FrozenPyramid, Phi, advance, enlarge, reduce
 from vqgen.tokenizers.scales import at_grid, checked
 
+PUBLISHED_PHI = 4  # the default, which pyramids of fewer scales may have too: some are never used
+
 
 class MultiScaleQuantizer(Bottleneck):
     """The quantizer of VAR (Tian et al. 2024, algorithm 1), with what its training needs.
@@ -67,7 +69,15 @@ class MultiScaleQuantizer(Bottleneck):
         self.scale_dropout = scale_dropout
 
     def spec(self, size: Size) -> TokenSpec:
-        return TokenSpec(vocab_size=self.vocab_size, scales=at_grid(self.scales, size))
+        scales = at_grid(self.scales, size)
+        most = max(PUBLISHED_PHI, len(scales))
+        if len(self.phi.convolutions) > most:
+            raise ValueError(
+                f"wanted tokenizer.bottleneck.phi_count from 0 (one per scale) to {most}, for "
+                f"{len(scales)} scales, got {len(self.phi.convolutions)}; type "
+                f"tokenizer.bottleneck.phi_count={PUBLISHED_PHI}"
+            )
+        return TokenSpec(vocab_size=self.vocab_size, scales=scales)
 
     def pyramid(self, size: Size) -> FrozenPyramid:
         return FrozenPyramid(scales=at_grid(self.scales, size), codes=self._codes(), phi=self.phi)

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqgen.contracts import Pyramid, Size
+from vqgen.tokenizers.lookup import nearest_code
 
 FIRST_OF_FOUR = 1 / 3 / 4  # the place of the first of four phi on [0, 1]; as published
 
@@ -42,6 +43,13 @@ class FrozenPyramid(Pyramid):
 
     def next_input(self, canvas: Tensor, scale: int) -> Tensor:
         return rearrange(reduce(canvas, self.scales[scale]), "b c h w -> b (h w) c")
+
+    def refit(self, canvas: Tensor, tokens: Tensor, before: Tensor, scale: int) -> Tensor:
+        rows = self.codes[scale % len(self.codes)]
+        missing = self.next_input(before - canvas, scale)
+        found = nearest_code((F.embedding(tokens, rows) + missing).flatten(0, 1), rows)
+        differs = (missing != 0).any(dim=-1)  # of two equal codes the given one stays
+        return found.view_as(tokens).where(differs, tokens)
 
 
 class Phi(nn.Module):

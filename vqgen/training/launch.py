@@ -12,6 +12,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning import LightningDataModule
+from torch import nn
 
 from vqgen import checkpoint, runs
 from vqgen.training import devices, switches
@@ -33,9 +34,7 @@ LEAST = {
     **dict.fromkeys(("log_every", "validate_every", "save_every", "accumulate"), 1),
     **dict.fromkeys(("lr", "lr_end", "warmup_steps", "weight_decay", "ema", "seed"), 0),
 }
-
-
-CHECKPOINTS = ("last.ckpt", "previous.ckpt")
+SLOW_ON_CPU = 30_000_000  # trained parameters; the emoji recipes have fewer than 20 million
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
     root, name = Path(settings["run"]["root"]), settings["run"]["name"] or name
     if resume == "auto":
         for run in runs.newest_first(root, stage, name):
-            if any((run / "checkpoints" / name).is_file() for name in CHECKPOINTS):
+            if runs.has_checkpoint(run):
                 print(f"resuming {run}")
                 return run
             print(f"passing over {run}, which was stopped before its first checkpoint")
@@ -77,12 +76,6 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
             f"look for one with: ls {root / stage}"
         )
     return Path(resume)
-
-
-def stored_overrides(run: Path) -> list[str]:
-    """What was typed when the run was started."""
-    path = run / "overrides.txt"
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def open_run(
@@ -175,11 +168,8 @@ def train(
         enable_model_summary=False,
     )
     module.counters = run.counters
-    if module.progress >= 1:
-        print(
-            f"{run.folder} is at step {run.counters.step} and has used up this budget; to train on "
-            "type a larger train.max_steps or train.max_minutes"
-        )
+    if module.progress >= 1 and devices.is_first():
+        print(f"nothing is left to train: {_used_up(run, module.recipe.budget)}")
     try:
         lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
         if saver.signal is None and module.counters.step != module.validated_step:
@@ -201,6 +191,19 @@ def train(
             f"go on with train.resume={run.folder}"
         )
     return 128 + saver.signal
+
+
+def _used_up(run: Run, budget: Budget) -> str:
+    """That the budget is, and what to type to train on."""
+    spent = {"max_steps": run.counters.step, "max_minutes": run.counters.seconds / 60}
+    limits = {name: limit for name, limit in vars(budget).items() if limit is not None}
+    used = [name for name, limit in limits.items() if spent[name] >= limit]
+    return (
+        f"{run.folder} is at step {run.counters.step} and has used up its budget ("
+        f"{', '.join(f'train.{name}={limits[name]}' for name in used)}); it is validated and "
+        "exported once more. To train on type "
+        f"{' '.join(f'train.{name}={2 * limits[name]}' for name in used)}, say"
+    )
 
 
 def _explained(error: Exception, module: TrainingModule) -> str | None:
@@ -247,11 +250,22 @@ def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
     print("\n".join(f"  {key:<{width}}  {value}" for key, value in rows.items()), flush=True)
 
 
+def hint_at_size(model: nn.Module, device: str, small: str) -> None:
+    """One line where a big model is about to be trained on a CPU. small: what to type for less."""
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if device == "cpu" and count > SLOW_ON_CPU and devices.is_first():
+        print(
+            f"hint: {count / 1e6:.0f} million parameters take long on a CPU; for a small model "
+            f"type {small}; plan=true tells the time and memory of a run and leaves",
+            flush=True,
+        )
+
+
 def read_counters(run: Path) -> tuple[Path, Counters]:
     """The newest readable checkpoint and its counters; a damaged last one falls back to the one
     before."""
     problems = []
-    for name in CHECKPOINTS:
+    for name in runs.CHECKPOINTS:
         path = run / "checkpoints" / name
         if not path.is_file():
             continue

@@ -201,6 +201,12 @@ class TrainingModule(LightningModule, Generic[Model]):
     # ---- exact resume
 
     def on_validation_start(self) -> None:
+        if self.counters.bad_in_a_row >= self.counters.step > 0:
+            raise ValueError(
+                f"nothing was learned by step {self.counters.step}: no loss was finite and every "
+                "step was skipped, so nothing is exported; look at the weights of the losses, "
+                "lower train.lr, or type trainer.precision=32-true"
+            )
         self._before_validation = random_state()
 
     def on_validation_end(self) -> None:
