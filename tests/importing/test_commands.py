@@ -294,6 +294,61 @@ def test_an_export_with_several_or_no_layouts(run: Run, tmp_path: Path, capsys) 
     assert not (tmp_path / "x.pt").exists()
 
 
+AT = "attention_levels"
+PLACES = [  # attention of encoder and decoder; the layouts that can hold it; what is said
+    ([-1], [-1], ("llamagen-vq", "taming-vqgan"), ""),
+    ([1, 2], [1, 2], ("taming-vqgan",), "the encoder has attention at level 1, 2 (0 is the finest"),
+    ([], [], ("taming-vqgan",), "has attention at no level"),
+    ([-1], [1, 2], (), "the decoder at level 1, 2, there both have the same"),
+]
+
+
+@pytest.mark.parametrize("encoder, decoder, able, sentence", PLACES, ids=range(len(PLACES)))
+def test_attention_where_the_peers_code_would_not_look(
+    encoder: list[int], decoder: list[int], able: tuple, sentence: str, run: Run, tmp_path, capsys
+) -> None:
+    """The names fit, but LlamaGen's code builds attention at the coarsest level and no other."""
+    node = small.autoencoder({**small.VQ, "codebook": small.codebook()})
+    for side, levels in (("encoder", encoder), ("decoder", decoder)):
+        node[side] = {**node[side], AT: levels}
+    saved = small.save_tokenizer(tmp_path / "ours", node)
+    said = ""
+    for family in ("llamagen-vq", "taming-vqgan"):
+        file = tmp_path / f"{family}.pt"
+        words = ["--as", family, "--out", file]
+        code, printed = export_of(run, capsys, saved, "tokenizer", *words)
+        assert (code == 0) == (family in able) == file.exists(), printed
+        if code:
+            assert "attention_levels" in printed and "or try --as" in printed
+            said += printed
+    assert sentence in said
+    if len(able) == 1:  # the other one is not a choice any more
+        code, printed = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "auto.pt")
+        assert code == 0 and able[0] in printed
+
+
+def test_attention_and_widths_that_var_has_written_in(run: Run, tmp_path: Path, capsys) -> None:
+    node = small.autoencoder(small.MULTI, quant_kernel=3)
+    out = "--out", tmp_path / "vae.pt"
+    saved = small.save_tokenizer(tmp_path / "good", node)
+    code, said = export_of(run, capsys, saved, "tokenizer", *out)
+    assert code == 0 and "ch_mult is [1, 2, 2]: change the [1, 1, 2, 2, 4] in var-vae's code" in said
+    assert "num_res_blocks is 1: change the 2" in said
+    fine = {**node, "encoder": {**node["encoder"], AT: [0]}}
+    saved = small.save_tokenizer(tmp_path / "fine", fine)
+    code, said = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "x.pt")
+    assert code == 2 and "the encoder has attention at level 0" in said
+    wide = {**node, "decoder": {**node["decoder"], "multipliers": [1, 2, 4]}}
+    saved = small.save_tokenizer(tmp_path / "wide", wide)
+    code, said = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "x.pt")
+    assert code == 2 and "[1, 2, 2] times the first in the encoder and [1, 2, 4]" in said
+    deep = {**node, "decoder": {**node["decoder"], "blocks": 3}}
+    saved = small.save_tokenizer(tmp_path / "deep", deep)
+    code, said = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "x.pt")
+    assert code == 2 and "[3, 3, 3] in the decoder, there all have the same number" in said
+    assert not (tmp_path / "x.pt").exists()
+
+
 def test_an_export_overwrites_nothing(run: Run, tmp_path: Path, capsys) -> None:
     saved = small.save(tmp_path / "ours", *small.PAIRS["var-vae", "var"])
     inside = saved / "prior" / "model.safetensors"

@@ -68,6 +68,9 @@ class Family:
     describe  (shapes by the peer's names, hints) -> the model; KeyError for a name it misses
     rows      the names of the model with this architecture, see layout.py
     settings  (architecture with all defaults, its latents) -> the peer's constructor arguments
+    unbuilt   (architecture with all defaults) -> what the peer's own code would build otherwise
+              though the names fit, in words with a cure
+    fixed     numbers of an autoencoder that the peer's code has written in
     averaged  whether a stored moving average ("ema") comes before the weights themselves
     ignored   patterns of further keys, with the reason why they are left
     partner   of a prior: the family of its tokenizer
@@ -82,6 +85,8 @@ class Family:
     describe: Callable[[Shapes, Hints], Description]
     rows: Callable[[dict[str, Any]], list[Row]]
     settings: Callable[[dict[str, Any], TokenSpec], dict[str, Any]]
+    unbuilt: Callable[[dict[str, Any]], list[str]] = lambda node: []
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     averaged: bool = False
     ignored: tuple[tuple[str, str], ...] = ()
     partner: str | None = None

@@ -132,4 +132,6 @@ VAR_VAE = Family(
     describe=_describe_tokenizer,
     rows=_tokenizer_rows,
     settings=_tokenizer_settings,
+    unbuilt=partial(autoencoders.unbuildable, names=autoencoders.VAR),
+    fixed={"ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2},
 )

@@ -1,6 +1,7 @@
 """LlamaGen's and taming's VQ tokenizers."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,6 +146,8 @@ LLAMAGEN_VQ = Family(
     describe=_llamagen,
     rows=_rows(LLAMAGEN),
     settings=_llamagen_settings,
+    unbuilt=partial(autoencoders.unbuildable, names=LLAMAGEN),
+    fixed={"ch": 128, "num_res_blocks": 2},
 )
 TAMING_VQGAN = Family(
     name="taming-vqgan",
@@ -156,5 +159,6 @@ TAMING_VQGAN = Family(
     describe=_taming,
     rows=_rows(TAMING),
     settings=_taming_settings,
+    unbuilt=partial(autoencoders.unbuildable, names=TAMING),
     ignored=((r"loss\..*", "the networks of its training loss"),),
 )
