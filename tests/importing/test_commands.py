@@ -210,7 +210,9 @@ def test_values_that_are_no_numbers_or_do_not_follow(run: Run, refused, tmp_path
     good = files[1].read_bytes()
     levels = load_file(files[1])["lvl_1L"]
     change(files[1], lvl_1L=levels + 1)
-    assert "lvl_1L (1, 21) is not what follows" in refused(*files, *configs(files), "--size", 16)
+    assert "lvl_1L has its shape, but its values differ" in refused(
+        *files, *configs(files), "--size", 16
+    )
     files[1].write_bytes(good)
     change(files[1], head__bias=torch.full((48,), float("nan")))
     assert "head.out.bias holds values that are no" in refused(
@@ -253,6 +255,31 @@ def test_settings_beside_an_export_are_the_peers(run: Run, tmp_path: Path) -> No
     _, prior = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
     settings = json.loads(prior.with_suffix(".json").read_text())
     assert (settings["n_head"], settings["n_kv_head"], settings["block_size"]) == (4, 2, 16)
+    assert settings["num_classes"] == 3  # the peer's own default is 1000
+
+
+def test_what_was_taken_left_and_assumed_is_said(run: Run, tmp_path: Path, capsys) -> None:
+    """A training's file: one of its parts is taken; and --config with some of the settings."""
+    files = exported(run, tmp_path, ("var-vae", "var"), ".safetensors")
+    vae, var = (load_file(file) for file in files)
+    file = tmp_path / "ar-ckpt.pth"
+    parts = {"vae_local": vae, "var_wo_ddp": var, "var_opt": {"lr": 1.0}}
+    torch.save({"trainer": parts, "epoch": 3}, file)
+    capsys.readouterr()
+    assert run("import_weights", file, *configs(files), "--out", tmp_path / "vae") == 0
+    said = capsys.readouterr().out
+    left = "trainer.var_wo_ddp, trainer.var_opt"
+    assert f"taken: trainer.vae_local; left in the file: epoch, {left}" in said
+    assert "no key tells" not in said  # the settings beside an export are all of them
+    words = [file, file, "--as", "var-vae", "--as", "var", "--out", tmp_path / "both"]
+    partial = tmp_path / "partial.json"
+    partial.write_text('{"patch_nums": [1, 2, 4], "cond_drop_rate": 0.1, "beta": 0.25}')
+    assert run("import_weights", *words, "--config", partial) == 0
+    said = capsys.readouterr().out
+    assert "taken: trainer.var_wo_ddp" in said and "left in the file: epoch, trainer.vae_" in said
+    assert "(--config changes it): using_znorm False, quant_resi 0.5\n" in said
+    assert "(--config changes it): norm_eps 1e-06, drop_path_rate" in said
+    assert pipeline.load(tmp_path / "both").sample([1], seeds=[0]).shape == (1, 3, 16, 16)
 
 
 # ---- which layout an export takes
@@ -332,7 +359,9 @@ def test_attention_and_widths_that_var_has_written_in(run: Run, tmp_path: Path, 
     out = "--out", tmp_path / "vae.pt"
     saved = small.save_tokenizer(tmp_path / "good", node)
     code, said = export_of(run, capsys, saved, "tokenizer", *out)
-    assert code == 0 and "ch_mult is [1, 2, 2]: change the [1, 1, 2, 2, 4] in var-vae's code" in said
+    assert (
+        code == 0 and "ch_mult is [1, 2, 2]: change the [1, 1, 2, 2, 4] in var-vae's code" in said
+    )
     assert "num_res_blocks is 1: change the 2" in said
     fine = {**node, "encoder": {**node["encoder"], AT: [0]}}
     saved = small.save_tokenizer(tmp_path / "fine", fine)

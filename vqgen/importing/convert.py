@@ -1,7 +1,7 @@
 """Published weights into vqgen's modules: recognize, describe, match by name, check."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ class Published:
     source: Path
     place: str  # where in the file
     tensors: Mapping[str, Tensor]
+    beside: Sequence[str] = ()  # what else the file holds
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -81,7 +82,8 @@ def recognize(path: Path, wanted: str = AUTO, weights: str = AUTO) -> Published:
     if wanted not in (AUTO, *FAMILIES):
         raise ValueError(f"--as {wanted} is not known; there are {', '.join((AUTO, *FAMILIES))}")
     file, reasons = files.read(path), []
-    for family in FAMILIES.values():
+    first = [FAMILIES[wanted]] if wanted != AUTO else []  # a file may hold two models
+    for family in first + list(KNOWN):
         try:
             tensors, place = file.tensors(_places(family, weights))
         except ValueError as error:
@@ -94,8 +96,8 @@ def recognize(path: Path, wanted: str = AUTO, weights: str = AUTO) -> Published:
                 f"{path} was to be {wanted}, but its keys are those of {family.name} (it has "
                 f"{family.mark}); type --as {family.name}, or give another file"
             )
-        return Published(family, path, place, tensors)
-    if len(reasons) == len(FAMILIES):
+        return Published(family, path, place, tensors, file.beside(place))
+    if len(reasons) == len(first) + len(KNOWN):
         raise reasons[0]
     raise ValueError(
         f"{path} is none of {', '.join(FAMILIES)}: it has none of the keys "
@@ -186,14 +188,16 @@ class Match:
         if tensor.is_meta:
             return
         want = self.peers_own[name]
-        if tensor.shape != want.shape or not torch.allclose(
-            tensor.float(), want.float(), atol=CLOSE, rtol=0
-        ):
-            raise ValueError(
-                f"{name} {tuple(tensor.shape)} is not what follows from this model's sizes "
-                f"({tuple(want.shape)}): the file is damaged, or was made with other settings; "
-                "give them with --config"
-            )
+        if tensor.shape != want.shape:
+            wrong = f"has the shape {tuple(tensor.shape)}, not {tuple(want.shape)} as follows"
+        elif not torch.allclose(tensor.float(), want.float(), atol=CLOSE, rtol=0):
+            wrong = "has its shape, but its values differ from those that follow"
+        else:
+            return
+        raise ValueError(
+            f"{name} {wrong} from this model's sizes: the file is damaged, or was made with other "
+            "settings; give them with --config"
+        )
 
 
 def _frozen(latents: Latents | None) -> dict[str, Tensor]:

@@ -52,7 +52,10 @@ def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> list[str]:
             place = family.places[0]
             torch.save({place: tensors} if place else tensors, folder / out.name)
         beside = folder / out.with_suffix(".json").name
-        beside.write_text(json.dumps(family.settings(architecture, spec), indent=2) + "\n")
+        settings = family.settings(architecture, spec)
+        if "num_classes" in saved.facts and "caption_dim" not in settings:
+            settings["num_classes"] = saved.facts["num_classes"]
+        beside.write_text(json.dumps(settings, indent=2) + "\n")
     done = f"{out} ({family.name}, {len(tensors)} keys), its settings: {out.with_suffix('.json')}"
     return [
         done,

@@ -42,6 +42,8 @@ class Description:
                   At import they may be there, and are checked, then dropped
     loose         those of them whose values do not matter, with what an export puts there
     unsaved       those of them that the peer itself does not write
+    untold        the peer's settings that no tensor of the file tells: where --config does not say
+                  them either, `architecture` has the published ones
     facts         what the saved model says about itself: settings for sampling and their source
     """
 
@@ -54,6 +56,7 @@ class Description:
     peers_own: Callable[[LatentSpec | None], dict[str, Tensor]] = lambda spec: {}
     loose: Mapping[str, str] = field(default_factory=dict)
     unsaved: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
 

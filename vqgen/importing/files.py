@@ -58,6 +58,16 @@ class WeightsFile:
             "--as, or give another file"
         )
 
+    def beside(self, place: str) -> list[str]:
+        """The keys that stay in the file when the weights are taken from this place, dotted."""
+        left: list[str] = []
+        found: Any = self.content
+        before = ""
+        for key in place.split(".") if place else ():
+            left += [f"{before}{name}" for name in found if name != key]
+            found, before = found[key], f"{before}{key}."
+        return left
+
     def _unwrapped(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Without the word that wrapped modules (DDP, torch.compile) put before every key."""
         tensors: dict[str, Tensor] = {}
@@ -109,12 +119,16 @@ def _read_torch(path: Path) -> Any:
         _check_sums(path)
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of the reader about the file's age: no user's business
+            # many files have another protocol than torch.save's; what it does not know it refuses
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|class) ([\w.]+\w)", str(error))
+        if not name and mapped and "Unsupported operand" in str(error):  # its sums are right
+            raise Refused(
+                f"{path} was saved with a newer pickle protocol than torch.save's own, and the safe "
+                "reader does not know it; save it again: torch.save(content, 'weights.pt')"
+            ) from error
         if not name:
             raise
         raise Refused(
