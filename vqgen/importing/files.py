@@ -126,7 +126,7 @@ def _read_torch(path: Path) -> Any:
         name = re.search(r"(?:GLOBAL|class) ([\w.]+\w)", str(error))
         if not name and mapped and "Unsupported operand" in str(error):  # its sums are right
             raise Refused(
-                f"{path} was saved with a newer pickle protocol than torch.save's own, and the safe "
+                f"{path} was saved with a newer pickle protocol than torch.save's, and the safe "
                 "reader does not know it; save it again: torch.save(content, 'weights.pt')"
             ) from error
         if not name:
