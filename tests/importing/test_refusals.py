@@ -359,6 +359,30 @@ def test_tensors_of_another_kind(
     assert sentence in refused(*given, *words(made[LLAMAGEN])[2:])
 
 
+@pytest.mark.parametrize("kind", ["sparse", "without its values"])
+def test_tensors_that_hold_their_values_elsewhere(
+    kind: str, made, refused: Refused, tmp_path: Path
+) -> None:
+    tensors, file = load_file(made[LLAMAGEN][0]), tmp_path / "tokenizer.pt"
+    name = "quantize.embedding.weight"
+    value = tensors[name].to_sparse() if kind == "sparse" else tensors[name].to("meta")
+    torch.save({"model": {**tensors, name: value}}, file)
+    assert f"stores {name} {kind}, which no published file does" in refused(file)
+
+
+def test_names_that_no_disk_takes(made, refused: Refused, tmp_path: Path) -> None:
+    said = refused(made[LLAMAGEN][0], out=tmp_path / ("x" * 300))
+    assert "--out cannot be made (File name too long); type another --out" in said
+    assert "/dev/null is a device or pipe; type another FILE" in refused("/dev/null")
+
+
+def test_an_export_of_what_is_not_there(run, capsys, tmp_path: Path) -> None:
+    words = ["--part", "prior", "--out", tmp_path / "x.pt"]
+    assert run("export_weights", tmp_path / "nowhere", *words) == 2
+    said = capsys.readouterr().err
+    assert "holds no model.safetensors; type another folder, or the other --part" in said
+
+
 def test_a_key_that_is_there_twice(made, refused: Refused, tmp_path: Path) -> None:
     tensors, file = load_file(made[LLAMAGEN][0]), tmp_path / "twice.safetensors"
     save_file({**tensors, "module.quant_conv.bias": tensors["quant_conv.bias"] + 1}, file)

@@ -64,7 +64,8 @@ class Published:
             return self.family.describe(self.shapes, replace(hints, name=self.source.name))
         except KeyError as error:
             raise ValueError(
-                f"{self.source} looks like {self.family.name}, but has no {error.args[0]!r}"
+                f"{self.source} looks like {self.family.name}, but has no {error.args[0]!r}; "
+                "give the file as it was released"
             ) from error
         except IndexError as error:  # a scalar, say, where a matrix tells the width
             raise ValueError(
@@ -86,6 +87,8 @@ def recognize(path: Path, wanted: str = AUTO, weights: str = AUTO) -> Published:
     for family in first + list(KNOWN):
         try:
             tensors, place = file.tensors(_places(family, weights))
+        except files.Refused:
+            raise
         except ValueError as error:
             reasons.append(error)
             continue
@@ -158,7 +161,10 @@ class Match:
             self.wanted, {n: s for n, s in given.items() if n not in extra}, source
         )
         if wrong:
-            raise ValueError(f"{wrong}\nIt is not the {self.family.name} that its sizes describe")
+            raise ValueError(
+                f"{wrong}\nIt is not the {self.family.name} that its sizes describe; give the file "
+                "as it was released"
+            )
         ours = layout.to_ours(self.links, theirs, self.shapes)
         for name, tensor in ours.items():
             if not tensor.is_floating_point():

@@ -38,6 +38,11 @@ def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> list[str]:
     if out.suffix not in SUFFIXES:
         raise ValueError(f"wanted --out as a name in {', '.join(SUFFIXES)}, got {out}")
     target.check(out.parent, out.name, out.with_suffix(".json").name)
+    if not (folder / kind / "model.safetensors").is_file():
+        raise ValueError(
+            f"wanted a pipeline folder or a stage-1 run with a {kind} in it, but {folder / kind} "
+            "holds no model.safetensors; type another folder, or the other --part"
+        )
     saved = checkpoint.read_model(folder / kind, kind)
     families = _families(saved, wanted)
     spec = Beside.of_folder(folder / "tokenizer").spec
@@ -127,6 +132,8 @@ def canonical(architecture: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
     if "depth" in node:
         node["width"] = node["width"] or 64 * node["depth"]
         node["heads"] = node["heads"] or node["width"] // 64
+    if node.get("drop_path", 0.0) is None:  # VAR's rule
+        node["drop_path"] = 0.1 * node["depth"] / 24
     if "kv_heads" in node:
         node["kv_heads"] = node["kv_heads"] or node["heads"]
     return node

@@ -48,6 +48,7 @@ class WeightsFile:
             for key in place.split(".") if place else ():
                 found = found.get(key) if isinstance(found, Mapping) else None
             if isinstance(found, Mapping) and found and all(map(_is_entry, found.items())):
+                self._check_stored(found)
                 # files of wrapped modules (DDP, torch.compile) put a word before every key
                 return self._unwrapped(found), place
         listed = ", ".join(place or "(the file itself)" for place in places)
@@ -57,6 +58,16 @@ class WeightsFile:
             f"{f'whose keys are {keys}' if keys else 'which is empty'}; type another --weights or "
             "--as, or give another file"
         )
+
+    def _check_stored(self, found: Mapping[str, Tensor]) -> None:
+        for name, tensor in found.items():
+            sparse = "sparse, " if tensor.layout != torch.strided else ""
+            kind = "without its values, " if tensor.is_meta else sparse
+            if kind:
+                raise Refused(
+                    f"{self.path} stores {name} {kind}which no published file does; save it again "
+                    "with tensor.to_dense(), out of the model with its weights loaded"
+                )
 
     def beside(self, place: str) -> list[str]:
         """The keys that stay in the file when the weights are taken from this place, dotted."""
@@ -94,7 +105,8 @@ def read(path: Path) -> WeightsFile:
         )
         raise ValueError(f"wanted a file of weights, but {path} is a folder; {cure}")
     if not path.is_file():
-        raise ValueError(f"wanted a file of weights, but {path} does not exist")
+        what = "is a device or pipe" if path.exists() else "does not exist"
+        raise ValueError(f"wanted a file of weights, but {path} {what}; type another FILE")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"wanted a file of weights ({', '.join(SUFFIXES)}), got {path}")
     try:

@@ -97,7 +97,7 @@ def _condition(shapes: Shapes, config: Any) -> tuple[dict[str, Any], dict[str, A
         length, dim = axes(shapes, TEXT, 2)
         return {"text_length": length, "text_dim": dim}, {"num_classes": 0, "text": TEXT_FEATURES}
     rows = shapes["cls_embedding.embedding_table.weight"][0]
-    if rows == config.get("num_classes"):
+    if rows == config.get("num_classes") and not config.get("class_dropout_prob"):
         raise ValueError(
             f"wanted a class table with one more row than the {rows} classes, for no class; this "
             "model was trained without (class_dropout_prob=0), which vqgen's prior cannot hold"
