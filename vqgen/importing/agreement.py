@@ -11,8 +11,9 @@ from vqgen.importing.convert import Match
 from vqgen.importing.export import canonical
 from vqgen.importing.family import Hints
 
-# compared where they are read, since other settings belong to their meaning
-ELSEWHERE = {"attn_resolutions", "multiple_of", "ffn_dim_multiplier", "quant_resi"}
+# compared where they are read, since other settings belong to their meaning; --size comes before
+# resolution
+ELSEWHERE = {"attn_resolutions", "multiple_of", "ffn_dim_multiplier", "quant_resi", "resolution"}
 ELSEWHERE |= {"share_quant_resi"}
 
 
