@@ -1,6 +1,7 @@
 """Captions to conditions with a tiny random T5, and a text-to-image prior that listens to them."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,22 @@ def test_the_cache_is_used_mended_and_of_these_weights_only(folder: Path, tmp_pa
     encode.mark = "others"
     encode(["fish"])
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_caption_that_is_cut_is_said_once(folder: Path, tmp_path: Path) -> None:
+    encode = text.t5(str(folder), length=LENGTH, cache=tmp_path)
+    fits, long = "a red bird a red bird", "a red bird a red bird two fish"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode([fits])  # 6 words and the end mark: 7
+    with pytest.warns(
+        UserWarning, match="the first 7 tokens of a caption; of 9 .*two fish"
+    ) as said:
+        encode([fits, long, long])
+        encode([long])
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match="of 9"):  # out of the cache too, in the next program
+        text.t5(str(folder), length=LENGTH, cache=tmp_path)([long])
 
 
 def test_a_text_prior_samples_what_its_captions_say(folder: Path) -> None:

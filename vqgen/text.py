@@ -5,7 +5,8 @@ padded on the left and zero there (Sun et al. 2024).
 """
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class TextEncoder:
     tokenize  captions -> (ids Long [batch, length], mask [batch, length], 1 = a real token),
               padded on the right
     network   ids, mask -> an object with `last_hidden_state` [batch, length, dim]
-    length    tokens per caption; longer ones are cut
+    length    tokens per caption; longer ones are cut, and the first such is warned of
+    count     caption -> how many tokens it has, uncut; None: nobody is warned
     cache     folder where embeddings are kept, one file per caption; None: nowhere
     mark      names tokenizer and network in the cache: other weights, other files
     """
@@ -39,16 +41,32 @@ class TextEncoder:
         length: int = 120,
         cache: Path | None = None,
         mark: str = "",
+        count: Callable[[str], int] | None = None,
     ) -> None:
         self.tokenize, self.network = tokenize, network.eval().requires_grad_(False)
         self.length, self.cache, self.mark = length, cache, mark
+        self.count, self.warned = count, False
 
     def __call__(self, captions: Sequence[str]) -> Condition:
         """Embed the captions. Row i depends on caption i alone, whatever the others are: each goes
         through the network by itself."""
+        self._warn_of_cuts(captions)
         rows = [self._cached(caption) for caption in captions]
         text, mask = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return Condition.of_text(text, mask)
+
+    def _warn_of_cuts(self, captions: Sequence[str]) -> None:
+        for caption in captions:
+            if self.count is None or self.warned:
+                return
+            tokens = self.count(caption)
+            if tokens > self.length:
+                self.warned = True
+                warnings.warn(
+                    f"the model reads the first {self.length} tokens of a caption; of {tokens} the "
+                    f"rest is cut: {caption:.60}...; say the most important first, or less",
+                    stacklevel=3,
+                )
 
     def _cached(self, caption: str) -> tuple[Tensor, Tensor]:
         if self.cache is None:
@@ -168,7 +186,12 @@ def t5(
         )
         return made["input_ids"], made["attention_mask"]
 
+    def count(caption: str) -> int:
+        return len(tokenizer(caption, verbose=False)["input_ids"])
+
     moved: Any = network
     moved.to(device)
     mark = checkpoint.fingerprint(network.state_dict(), {"config": network.config.to_dict()})
-    return TextEncoder(tokenize=tokenize, network=moved, length=length, cache=cache, mark=mark)
+    return TextEncoder(
+        tokenize=tokenize, network=moved, length=length, cache=cache, mark=mark, count=count
+    )

@@ -210,7 +210,9 @@ def test_values_that_are_no_numbers_or_do_not_follow(run: Run, refused, tmp_path
     good = files[1].read_bytes()
     levels = load_file(files[1])["lvl_1L"]
     change(files[1], lvl_1L=levels + 1)
-    assert "lvl_1L (1, 21) is not what follows" in refused(*files, *configs(files), "--size", 16)
+    assert "lvl_1L has its shape, but its values differ" in refused(
+        *files, *configs(files), "--size", 16
+    )
     files[1].write_bytes(good)
     change(files[1], head__bias=torch.full((48,), float("nan")))
     assert "head.out.bias holds values that are no" in refused(
@@ -253,6 +255,31 @@ def test_settings_beside_an_export_are_the_peers(run: Run, tmp_path: Path) -> No
     _, prior = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
     settings = json.loads(prior.with_suffix(".json").read_text())
     assert (settings["n_head"], settings["n_kv_head"], settings["block_size"]) == (4, 2, 16)
+    assert settings["num_classes"] == 3  # the peer's own default is 1000
+
+
+def test_what_was_taken_left_and_assumed_is_said(run: Run, tmp_path: Path, capsys) -> None:
+    """A training's file: one of its parts is taken; and --config with some of the settings."""
+    files = exported(run, tmp_path, ("var-vae", "var"), ".safetensors")
+    vae, var = (load_file(file) for file in files)
+    file = tmp_path / "ar-ckpt.pth"
+    parts = {"vae_local": vae, "var_wo_ddp": var, "var_opt": {"lr": 1.0}}
+    torch.save({"trainer": parts, "epoch": 3}, file)
+    capsys.readouterr()
+    assert run("import_weights", file, *configs(files), "--out", tmp_path / "vae") == 0
+    said = capsys.readouterr().out
+    left = "trainer.var_wo_ddp, trainer.var_opt"
+    assert f"taken: trainer.vae_local; left in the file: epoch, {left}" in said
+    assert "no key tells" not in said  # the settings beside an export are all of them
+    words = [file, file, "--as", "var-vae", "--as", "var", "--out", tmp_path / "both"]
+    partial = tmp_path / "partial.json"
+    partial.write_text('{"patch_nums": [1, 2, 4], "cond_drop_rate": 0.1, "beta": 0.25}')
+    assert run("import_weights", *words, "--config", partial) == 0
+    said = capsys.readouterr().out
+    assert "taken: trainer.var_wo_ddp" in said and "left in the file: epoch, trainer.vae_" in said
+    assert "(--config changes it): using_znorm False, quant_resi 0.5\n" in said
+    assert "(--config changes it): norm_eps 1e-06, drop_path_rate" in said
+    assert pipeline.load(tmp_path / "both").sample([1], seeds=[0]).shape == (1, 3, 16, 16)
 
 
 # ---- which layout an export takes
@@ -291,6 +318,63 @@ def test_an_export_with_several_or_no_layouts(run: Run, tmp_path: Path, capsys) 
     for words in ((), ("--as", "llamagen-vq")):
         code, said = export_of(run, capsys, saved, "tokenizer", *words, *out)
         assert code == 2 and "no published layout holds this tokenizer: it is a Gaussian" in said
+    assert not (tmp_path / "x.pt").exists()
+
+
+AT = "attention_levels"
+PLACES = [  # attention of encoder and decoder; the layouts that can hold it; what is said
+    ([-1], [-1], ("llamagen-vq", "taming-vqgan"), ""),
+    ([1, 2], [1, 2], ("taming-vqgan",), "the encoder has attention at level 1, 2 (0 is the finest"),
+    ([], [], ("taming-vqgan",), "has attention at no level"),
+    ([-1], [1, 2], (), "the decoder at level 1, 2, there both have the same"),
+]
+
+
+@pytest.mark.parametrize("encoder, decoder, able, sentence", PLACES, ids=range(len(PLACES)))
+def test_attention_where_the_peers_code_would_not_look(
+    encoder: list[int], decoder: list[int], able: tuple, sentence: str, run: Run, tmp_path, capsys
+) -> None:
+    """The names fit, but LlamaGen's code builds attention at the coarsest level and no other."""
+    node = small.autoencoder({**small.VQ, "codebook": small.codebook()})
+    for side, levels in (("encoder", encoder), ("decoder", decoder)):
+        node[side] = {**node[side], AT: levels}
+    saved = small.save_tokenizer(tmp_path / "ours", node)
+    said = ""
+    for family in ("llamagen-vq", "taming-vqgan"):
+        file = tmp_path / f"{family}.pt"
+        words = ["--as", family, "--out", file]
+        code, printed = export_of(run, capsys, saved, "tokenizer", *words)
+        assert (code == 0) == (family in able) == file.exists(), printed
+        if code:
+            assert "attention_levels" in printed and "or try --as" in printed
+            said += printed
+    assert sentence in said
+    if len(able) == 1:  # the other one is not a choice any more
+        code, printed = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "auto.pt")
+        assert code == 0 and able[0] in printed
+
+
+def test_attention_and_widths_that_var_has_written_in(run: Run, tmp_path: Path, capsys) -> None:
+    node = small.autoencoder(small.MULTI, quant_kernel=3)
+    out = "--out", tmp_path / "vae.pt"
+    saved = small.save_tokenizer(tmp_path / "good", node)
+    code, said = export_of(run, capsys, saved, "tokenizer", *out)
+    assert (
+        code == 0 and "ch_mult is [1, 2, 2]: change the [1, 1, 2, 2, 4] in var-vae's code" in said
+    )
+    assert "num_res_blocks is 1: change the 2" in said
+    fine = {**node, "encoder": {**node["encoder"], AT: [0]}}
+    saved = small.save_tokenizer(tmp_path / "fine", fine)
+    code, said = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "x.pt")
+    assert code == 2 and "the encoder has attention at level 0" in said
+    wide = {**node, "decoder": {**node["decoder"], "multipliers": [1, 2, 4]}}
+    saved = small.save_tokenizer(tmp_path / "wide", wide)
+    code, said = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "x.pt")
+    assert code == 2 and "[1, 2, 2] times the first in the encoder and [1, 2, 4]" in said
+    deep = {**node, "decoder": {**node["decoder"], "blocks": 3}}
+    saved = small.save_tokenizer(tmp_path / "deep", deep)
+    code, said = export_of(run, capsys, saved, "tokenizer", "--out", tmp_path / "x.pt")
+    assert code == 2 and "[3, 3, 3] in the decoder, there all have the same number" in said
     assert not (tmp_path / "x.pt").exists()
 
 

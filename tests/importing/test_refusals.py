@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,57 @@ def test_settings_of_another_kind(case: tuple, made, refused: Refused, tmp_path:
     assert len(said.splitlines()) == 2  # the sentence, and where the traceback is
     for sentence in sentences:
         assert sentence in said
+
+
+CONTRADICTED = [  # settings of another model than the file's: both values are said
+    (LLAMAGEN, {"n_kv_head": None}, "n_kv_head is 4 there, but the file has 2"),
+    (LLAMAGEN, {"n_kv_head": 1}, "n_kv_head is 1 there, but the file has 2"),
+    (LLAMAGEN, {"vocab_size": 16384}, "vocab_size is 16384 there, but the file has 48"),
+    (LLAMAGEN, {"num_classes": 1000}, "num_classes is 1000 there, but the file has 3"),
+    (LLAMAGEN, {"model_type": "t2i"}, "model_type is t2i there, but the file has c2i"),
+    (LLAMAGEN, {"dim": 64, "n_layer": 9}, "dim is 64 there, but the file has 32; n_layer is 9"),
+    (LLAMAGEN, {"multiple_of": 256}, "part of 256 at width 32, the file has 96"),
+    (LLAMAGEN, {"encoder_ch_mult": [1, 1, 2]}, "encoder_ch_mult is [1, 1, 2] there, but"),
+    (LLAMAGEN, {"codebook_size": 16384}, "codebook_size is 16384 there, but the file has 48"),
+    (LLAMAGEN, {"num_res_blocks": 2}, "num_res_blocks is 2 there, but the file has 1"),
+    (VAR, {"num_classes": 1000}, "num_classes is 1000 there, but the file has 3"),
+    (VAR, {"num_heads": 4}, "num_heads is 4 there, but the file has 2"),
+    (VAR, {"mlp_ratio": 3.0}, "mlp_ratio is 3.0 there, but the file has 4.0"),
+    (VAR, {"shared_aln": True}, "shared_aln is True there, but the file has False"),
+    (VAR, {"Cvae": 32}, "Cvae is 32 there, but the file has 16"),
+    (VAR, {"share_quant_resi": 4}, "share_quant_resi is 4 in --config, but the file has 2"),
+    (VAR, {"quant_resi": 0}, "quant_resi is 0 in --config, but the file has 2"),
+]
+
+
+@pytest.mark.parametrize("case", CONTRADICTED, ids=lambda case: str(case[1]))
+def test_settings_of_another_model(case: tuple, made, refused: Refused, tmp_path: Path) -> None:
+    families, wrong, sentence = case
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps(wrong))
+    said = refused(*words(made[families]), "--config", more)
+    assert sentence in said and len(said.splitlines()) == 2
+
+
+def test_attention_elsewhere_than_the_settings_say(refused: Refused, tmp_path: Path) -> None:
+    node = small.autoencoder({**small.VQ, "codebook": small.codebook()})
+    saved, file = small.save_tokenizer(tmp_path / "ours", node), tmp_path / "vqgan.safetensors"
+    export(saved, "tokenizer", file, "taming-vqgan")
+    more = tmp_path / "more.json"
+    more.write_text('{"attn_resolutions": [16, 8]}')
+    said = refused(file, "--config", file.with_suffix(".json"), "--config", more)
+    assert "attn_resolutions is [16, 8] in --config, but the file has attention at [4]" in said
+
+
+def test_a_width_that_var_was_not_published_with(made, refused: Refused, tmp_path: Path) -> None:
+    tensors = load_file(made[VAR][1])
+    file = tmp_path / "prior.safetensors"
+    save_file({n: v for n, v in tensors.items() if not n.endswith("scale_mul_1H11")}, file)
+    config = tmp_path / "config.json"
+    config.write_text('{"patch_nums": [1, 2, 4]}')
+    said = refused(made[VAR][0], file, "--config", config)
+    assert "has width 32, which is no multiple of 64" in said and '{"num_heads": 2}' in said
+    assert "got 0" not in said
 
 
 UNREADABLE = [
@@ -258,6 +310,19 @@ def test_files_of_something_else_are_named(
     assert sentence in said and "weights_only" not in said and len(said.splitlines()) == 2
 
 
+def test_pickle_protocols(made, refused: Refused, run, tmp_path: Path) -> None:
+    """An older or newer one than torch.save's own: read without a word, or said to be unreadable,
+    not damaged."""
+    tensors, file = load_file(made[LLAMAGEN][0]), tmp_path / "tokenizer.pt"
+    torch.save({"model": tensors}, file, pickle_protocol=4)
+    said = refused(file, "--size", 16)
+    assert "a newer pickle protocol" in said and "damaged" not in said
+    torch.save({"model": tensors}, file, pickle_protocol=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("import_weights", file, "--size", 16, "--out", tmp_path / "out") == 0
+
+
 def test_safetensors_under_another_name_is_read(made, run, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.pt"
     shutil.copyfile(made[LLAMAGEN][0], file)
@@ -292,6 +357,30 @@ def test_tensors_of_another_kind(
     save_file({**tensors, name: change(tensors[name]).contiguous()}, files[part])
     given = files if part else files[:1]  # a pair is told first that it does not fit
     assert sentence in refused(*given, *words(made[LLAMAGEN])[2:])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "without its values"])
+def test_tensors_that_hold_their_values_elsewhere(
+    kind: str, made, refused: Refused, tmp_path: Path
+) -> None:
+    tensors, file = load_file(made[LLAMAGEN][0]), tmp_path / "tokenizer.pt"
+    name = "quantize.embedding.weight"
+    value = tensors[name].to_sparse() if kind == "sparse" else tensors[name].to("meta")
+    torch.save({"model": {**tensors, name: value}}, file)
+    assert f"stores {name} {kind}, which no published file does" in refused(file)
+
+
+def test_names_that_no_disk_takes(made, refused: Refused, tmp_path: Path) -> None:
+    said = refused(made[LLAMAGEN][0], out=tmp_path / ("x" * 300))
+    assert "--out cannot be made (File name too long); type another --out" in said
+    assert "/dev/null is a device or pipe; type another FILE" in refused("/dev/null")
+
+
+def test_an_export_of_what_is_not_there(run, capsys, tmp_path: Path) -> None:
+    words = ["--part", "prior", "--out", tmp_path / "x.pt"]
+    assert run("export_weights", tmp_path / "nowhere", *words) == 2
+    said = capsys.readouterr().err
+    assert "holds no model.safetensors; type another folder, or the other --part" in said
 
 
 def test_a_key_that_is_there_twice(made, refused: Refused, tmp_path: Path) -> None:

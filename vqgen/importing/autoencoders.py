@@ -20,6 +20,7 @@ class Naming:
     attention: str
     middle: tuple[str, str, str]
     fused: bool  # one convolution for queries, keys and values
+    coarsest: bool  # attention at the coarsest level alone; otherwise its levels are a setting
 
 
 LLAMAGEN = Naming(
@@ -29,6 +30,7 @@ LLAMAGEN = Naming(
     attention="attn",
     middle=("mid.0", "mid.1", "mid.2"),
     fused=False,
+    coarsest=True,
 )
 TAMING = Naming(
     down="encoder.down.{i}",
@@ -37,8 +39,9 @@ TAMING = Naming(
     attention="attn",
     middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
     fused=False,
+    coarsest=False,
 )
-VAR = Naming(**{**vars(TAMING), "fused": True})
+VAR = Naming(**{**vars(TAMING), "fused": True, "coarsest": True})
 
 
 def rows(names: Naming) -> list[Row]:
@@ -134,6 +137,56 @@ def _side(
         "attention_levels": attentive,
         "dropout": dropout,
     }
+
+
+def unbuildable(node: dict[str, Any], names: Naming) -> list[str]:
+    """What the peer's own code would build otherwise than this Autoencoder (canonical), in words
+    with a cure: keys tell where attention is, but its code decides where it looks for them."""
+    encoder, decoder = node["encoder"], node["decoder"]
+    attentive, count = encoder["attention_levels"], len(encoder["multipliers"])
+    reasons = []
+    for side in ("encoder", "decoder"):
+        levels = node[side]["attention_levels"]
+        if names.coarsest and levels != [count - 1]:
+            reasons.append(
+                f"the {side} has attention at {_levels(levels)} (0 is the finest), there it is at "
+                f"the coarsest alone, level {count - 1}; train with attention_levels=[-1]"
+            )
+    if not names.coarsest and decoder["attention_levels"] != attentive:
+        reasons.append(
+            f"the encoder has attention at {_levels(attentive)} and the decoder at "
+            f"{_levels(decoder['attention_levels'])}, there both have the same; train with one "
+            "attention_levels for both"
+        )
+    if names is not LLAMAGEN and encoder["multipliers"] != decoder["multipliers"]:
+        reasons.append(
+            f"the widths are {encoder['multipliers']} times the first in the encoder and "
+            f"{decoder['multipliers']} in the decoder, there both have the same; train with one "
+            "multipliers for both"
+        )
+    counts = set(encoder["blocks"]), {blocks - 1 for blocks in decoder["blocks"]}
+    if len(counts[0] | counts[1]) > 1:
+        reasons.append(
+            f"the levels have {encoder['blocks']} residual blocks in the encoder and "
+            f"{decoder['blocks']} in the decoder, there all have the same number, and one more in "
+            "the decoder; train with encoder.blocks=2 and decoder.blocks=3"
+        )
+    return reasons
+
+
+def numbers(node: dict[str, Any]) -> dict[str, Any]:
+    """Width, widths of the levels and blocks of this Autoencoder (canonical) by the peers' names;
+    some of them write these numbers into their code."""
+    encoder = node["encoder"]
+    return {
+        "ch": encoder["channels"],
+        "ch_mult": encoder["multipliers"],
+        "num_res_blocks": encoder["blocks"][0],
+    }
+
+
+def _levels(levels: list[int]) -> str:
+    return f"level {', '.join(map(str, levels))}" if levels else "no level"
 
 
 def _count(shapes: Shapes, prefix: str) -> int:

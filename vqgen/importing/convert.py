@@ -1,7 +1,7 @@
 """Published weights into vqgen's modules: recognize, describe, match by name, check."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ class Published:
     source: Path
     place: str  # where in the file
     tensors: Mapping[str, Tensor]
+    beside: Sequence[str] = ()  # what else the file holds
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,7 +64,8 @@ class Published:
             return self.family.describe(self.shapes, replace(hints, name=self.source.name))
         except KeyError as error:
             raise ValueError(
-                f"{self.source} looks like {self.family.name}, but has no {error.args[0]!r}"
+                f"{self.source} looks like {self.family.name}, but has no {error.args[0]!r}; "
+                "give the file as it was released"
             ) from error
         except IndexError as error:  # a scalar, say, where a matrix tells the width
             raise ValueError(
@@ -81,9 +83,12 @@ def recognize(path: Path, wanted: str = AUTO, weights: str = AUTO) -> Published:
     if wanted not in (AUTO, *FAMILIES):
         raise ValueError(f"--as {wanted} is not known; there are {', '.join((AUTO, *FAMILIES))}")
     file, reasons = files.read(path), []
-    for family in FAMILIES.values():
+    first = [FAMILIES[wanted]] if wanted != AUTO else []  # a file may hold two models
+    for family in first + list(KNOWN):
         try:
             tensors, place = file.tensors(_places(family, weights))
+        except files.Refused:
+            raise
         except ValueError as error:
             reasons.append(error)
             continue
@@ -94,8 +99,8 @@ def recognize(path: Path, wanted: str = AUTO, weights: str = AUTO) -> Published:
                 f"{path} was to be {wanted}, but its keys are those of {family.name} (it has "
                 f"{family.mark}); type --as {family.name}, or give another file"
             )
-        return Published(family, path, place, tensors)
-    if len(reasons) == len(FAMILIES):
+        return Published(family, path, place, tensors, file.beside(place))
+    if len(reasons) == len(first) + len(KNOWN):
         raise reasons[0]
     raise ValueError(
         f"{path} is none of {', '.join(FAMILIES)}: it has none of the keys "
@@ -156,7 +161,10 @@ class Match:
             self.wanted, {n: s for n, s in given.items() if n not in extra}, source
         )
         if wrong:
-            raise ValueError(f"{wrong}\nIt is not the {self.family.name} that its sizes describe")
+            raise ValueError(
+                f"{wrong}\nIt is not the {self.family.name} that its sizes describe; give the file "
+                "as it was released"
+            )
         ours = layout.to_ours(self.links, theirs, self.shapes)
         for name, tensor in ours.items():
             if not tensor.is_floating_point():
@@ -186,14 +194,16 @@ class Match:
         if tensor.is_meta:
             return
         want = self.peers_own[name]
-        if tensor.shape != want.shape or not torch.allclose(
-            tensor.float(), want.float(), atol=CLOSE, rtol=0
-        ):
-            raise ValueError(
-                f"{name} {tuple(tensor.shape)} is not what follows from this model's sizes "
-                f"({tuple(want.shape)}): the file is damaged, or was made with other settings; "
-                "give them with --config"
-            )
+        if tensor.shape != want.shape:
+            wrong = f"has the shape {tuple(tensor.shape)}, not {tuple(want.shape)} as follows"
+        elif not torch.allclose(tensor.float(), want.float(), atol=CLOSE, rtol=0):
+            wrong = "has its shape, but its values differ from those that follow"
+        else:
+            return
+        raise ValueError(
+            f"{name} {wrong} from this model's sizes: the file is damaged, or was made with other "
+            "settings; give them with --config"
+        )
 
 
 def _frozen(latents: Latents | None) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqgen import build, checkpoint
 from vqgen.contracts import TokenSpec
-from vqgen.importing import layout, target
+from vqgen.importing import autoencoders, layout, target
 from vqgen.importing.convert import AUTO, FAMILIES, KNOWN
 from vqgen.importing.family import Family, Hints
 from vqgen.importing.pairs import Beside
@@ -30,13 +30,19 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> list[str]:
     """Write the tokenizer or prior of a folder as a peer's file, and the peer's settings beside it
-    as JSON; returns what was done, with a line for each tensor whose values cannot be known.
+    as JSON; returns what was done, with a line for each tensor whose values cannot be known
+    and each number that the peer has to change in its code.
 
     wanted  a family's name; "auto": the one it was imported as, or the only one that can hold it
     Raises ValueError for a model with parts or settings that the peer does not have."""
     if out.suffix not in SUFFIXES:
         raise ValueError(f"wanted --out as a name in {', '.join(SUFFIXES)}, got {out}")
     target.check(out.parent, out.name, out.with_suffix(".json").name)
+    if not (folder / kind / "model.safetensors").is_file():
+        raise ValueError(
+            f"wanted a pipeline folder or a stage-1 run with a {kind} in it, but {folder / kind} "
+            "holds no model.safetensors; type another folder, or the other --part"
+        )
     saved = checkpoint.read_model(folder / kind, kind)
     families = _families(saved, wanted)
     spec = Beside.of_folder(folder / "tokenizer").spec
@@ -51,9 +57,16 @@ def export(folder: Path, kind: str, out: Path, wanted: str = AUTO) -> list[str]:
             place = family.places[0]
             torch.save({place: tensors} if place else tensors, folder / out.name)
         beside = folder / out.with_suffix(".json").name
-        beside.write_text(json.dumps(family.settings(architecture, spec), indent=2) + "\n")
+        settings = family.settings(architecture, spec)
+        if "num_classes" in saved.facts and "caption_dim" not in settings:
+            settings["num_classes"] = saved.facts["num_classes"]
+        beside.write_text(json.dumps(settings, indent=2) + "\n")
     done = f"{out} ({family.name}, {len(tensors)} keys), its settings: {out.with_suffix('.json')}"
-    return [done, *(f"  {name}: {reason}" for name, reason in loose.items())]
+    return [
+        done,
+        *(f"  {name}: {reason}" for name, reason in loose.items()),
+        *_written_in(family, architecture),
+    ]
 
 
 def to_theirs(
@@ -78,14 +91,30 @@ def to_theirs(
     if description.spec not in (None, spec):  # the peers' images are square
         assert description.spec is not None
         changed.append(f"its grids are {spec.grids}, there they are {description.spec.grids}")
+    changed += family.unbuilt(architecture)
     if changed:
         raise ValueError(
             f"{family.name} cannot hold this model: {'; '.join(changed)} (a model for export is "
-            "trained with the peer's settings)"
+            f"trained with the peer's settings{_others(family)})"
         )
     more = description.peers_own(spec)
     theirs |= {n: value for n, value in more.items() if n not in description.unsaved}
     return theirs, description.loose
+
+
+def _written_in(family: Family, architecture: dict[str, Any]) -> Iterator[str]:
+    """A line for each number that the peer's code does not take as a setting, and has otherwise."""
+    if family.fixed:
+        numbers = autoencoders.numbers(architecture)
+        for name, value in family.fixed.items():
+            if numbers[name] != value:
+                yield f"  {name} is {numbers[name]}: change the {value} in {family.name}'s code"
+
+
+def _others(family: Family) -> str:
+    """Where else such a model may go."""
+    same = [one.name for one in KNOWN if one.holds == family.holds and one is not family]
+    return f"; or try --as {' or '.join(same)}" if same else ""
 
 
 def canonical(architecture: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
@@ -103,6 +132,8 @@ def canonical(architecture: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
     if "depth" in node:
         node["width"] = node["width"] or 64 * node["depth"]
         node["heads"] = node["heads"] or node["width"] // 64
+    if node.get("drop_path", 0.0) is None:  # VAR's rule
+        node["drop_path"] = 0.1 * node["depth"] / 24
     if "kv_heads" in node:
         node["kv_heads"] = node["kv_heads"] or node["heads"]
     return node

@@ -42,6 +42,8 @@ class Description:
                   At import they may be there, and are checked, then dropped
     loose         those of them whose values do not matter, with what an export puts there
     unsaved       those of them that the peer itself does not write
+    untold        the peer's settings that no tensor of the file tells: where --config does not say
+                  them either, `architecture` has the published ones
     facts         what the saved model says about itself: settings for sampling and their source
     """
 
@@ -54,6 +56,7 @@ class Description:
     peers_own: Callable[[LatentSpec | None], dict[str, Tensor]] = lambda spec: {}
     loose: Mapping[str, str] = field(default_factory=dict)
     unsaved: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,6 +71,9 @@ class Family:
     describe  (shapes by the peer's names, hints) -> the model; KeyError for a name it misses
     rows      the names of the model with this architecture, see layout.py
     settings  (architecture with all defaults, its latents) -> the peer's constructor arguments
+    unbuilt   (architecture with all defaults) -> what the peer's own code would build otherwise
+              though the names fit, in words with a cure
+    fixed     numbers of an autoencoder that the peer's code has written in
     averaged  whether a stored moving average ("ema") comes before the weights themselves
     ignored   patterns of further keys, with the reason why they are left
     partner   of a prior: the family of its tokenizer
@@ -82,6 +88,8 @@ class Family:
     describe: Callable[[Shapes, Hints], Description]
     rows: Callable[[dict[str, Any]], list[Row]]
     settings: Callable[[dict[str, Any], TokenSpec], dict[str, Any]]
+    unbuilt: Callable[[dict[str, Any]], list[str]] = lambda node: []
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     averaged: bool = False
     ignored: tuple[tuple[str, str], ...] = ()
     partner: str | None = None

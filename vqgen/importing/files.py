@@ -48,6 +48,7 @@ class WeightsFile:
             for key in place.split(".") if place else ():
                 found = found.get(key) if isinstance(found, Mapping) else None
             if isinstance(found, Mapping) and found and all(map(_is_entry, found.items())):
+                self._check_stored(found)
                 # files of wrapped modules (DDP, torch.compile) put a word before every key
                 return self._unwrapped(found), place
         listed = ", ".join(place or "(the file itself)" for place in places)
@@ -57,6 +58,26 @@ class WeightsFile:
             f"{f'whose keys are {keys}' if keys else 'which is empty'}; type another --weights or "
             "--as, or give another file"
         )
+
+    def _check_stored(self, found: Mapping[str, Tensor]) -> None:
+        for name, tensor in found.items():
+            sparse = "sparse, " if tensor.layout != torch.strided else ""
+            kind = "without its values, " if tensor.is_meta else sparse
+            if kind:
+                raise Refused(
+                    f"{self.path} stores {name} {kind}which no published file does; save it again "
+                    "with tensor.to_dense(), out of the model with its weights loaded"
+                )
+
+    def beside(self, place: str) -> list[str]:
+        """The keys that stay in the file when the weights are taken from this place, dotted."""
+        left: list[str] = []
+        found: Any = self.content
+        before = ""
+        for key in place.split(".") if place else ():
+            left += [f"{before}{name}" for name in found if name != key]
+            found, before = found[key], f"{before}{key}."
+        return left
 
     def _unwrapped(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Without the word that wrapped modules (DDP, torch.compile) put before every key."""
@@ -84,7 +105,8 @@ def read(path: Path) -> WeightsFile:
         )
         raise ValueError(f"wanted a file of weights, but {path} is a folder; {cure}")
     if not path.is_file():
-        raise ValueError(f"wanted a file of weights, but {path} does not exist")
+        what = "is a device or pipe" if path.exists() else "does not exist"
+        raise ValueError(f"wanted a file of weights, but {path} {what}; type another FILE")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"wanted a file of weights ({', '.join(SUFFIXES)}), got {path}")
     try:
@@ -109,12 +131,16 @@ def _read_torch(path: Path) -> Any:
         _check_sums(path)
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of the reader about the file's age: no user's business
+            # many files have another protocol than torch.save's; what it does not know it refuses
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|class) ([\w.]+\w)", str(error))
+        if not name and mapped and "Unsupported operand" in str(error):  # its sums are right
+            raise Refused(
+                f"{path} was saved with a newer pickle protocol than torch.save's, and the safe "
+                "reader does not know it; save it again: torch.save(content, 'weights.pt')"
+            ) from error
         if not name:
             raise
         raise Refused(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vqgen import checkpoint
-from vqgen.importing import pairs, target
-from vqgen.importing.convert import AUTO, Match, Published, recognize
-from vqgen.importing.family import Hints
+from vqgen.importing import agreement, pairs, target
+from vqgen.importing.convert import AUTO, Latents, Match, Published, recognize
+from vqgen.importing.family import Description, Hints
 from vqgen.importing.pairs import Beside
 
 
@@ -32,15 +32,17 @@ def import_files(
     target.check(out)
     if wanted and len(wanted) != len(paths):
         raise ValueError(f"wanted one --as per file, got {len(wanted)} for {len(paths)} files")
+    asked = list(zip(paths, wanted or [AUTO] * len(paths), strict=True))
+    places = [(path.resolve(), kind) for path, kind in asked]
     twice = [
-        path for path in paths if [other.resolve() for other in paths].count(path.resolve()) > 1
+        path for (path, _), place in zip(asked, places, strict=True) if places.count(place) > 1
     ]
     if twice:
-        raise ValueError(f"{twice[0]} was given twice; give a tokenizer, a prior, or one of each")
-    found = [
-        recognize(path, kind, weights)
-        for path, kind in zip(paths, wanted or [AUTO] * len(paths), strict=True)
-    ]
+        raise ValueError(
+            f"{twice[0]} was given twice; give a tokenizer, a prior, or one of each (for a file "
+            "with both: an --as for each)"
+        )
+    found = [recognize(path, kind, weights) for path, kind in asked]
     tokenizers = [one for one in found if one.family.kind == "tokenizer"]
     priors = [one for one in found if one.family.kind == "prior"]
     if len(tokenizers) > 1 or len(priors) > 1:
@@ -61,11 +63,10 @@ def _import_tokenizer(tokenizer: Published, out: Path, hints: Hints) -> list[str
     scales = description.architecture["bottleneck"].get("scales")
     if scales:
         pairs.check_size(tokenizer.source, hints.size, scales[-1], factor)
-    match = Match(tokenizer.family, description)
-    load(tokenizer, match)
+    match = _loaded(tokenizer, description, hints)
     with target.fresh_folder(out, "tokenizer") as folder:
         save_tokenizer(tokenizer, match, folder)
-    return _lines(tokenizer, match, out / "tokenizer")
+    return _lines(tokenizer, match, out / "tokenizer", hints)
 
 
 def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints) -> list[str]:
@@ -79,18 +80,16 @@ def _import_pair(tokenizer: Published, prior: Published, out: Path, hints: Hints
     pairs.check_size(prior.source, hints.size, (height, width), factor)
     size = height * factor, width * factor
     more = replace(hints, size=size, scales=description.spec.scales)
-    encoder = Match(tokenizer.family, tokenizer.describe(more))
-    load(tokenizer, encoder)
+    encoder = _loaded(tokenizer, tokenizer.describe(more), hints)
     beside = Beside.of_match(tokenizer, encoder)
     pairs.check_grids(prior, description, beside)
-    match = Match(prior.family, description, beside.latents)
-    load(prior, match)
+    match = _loaded(prior, description, hints, beside.latents)
     with target.fresh_folder(out, "tokenizer", "prior") as folder:
         mark = save_tokenizer(tokenizer, encoder, folder)
         save_prior(prior, match, folder, mark)
     return [
-        *_lines(tokenizer, encoder, out / "tokenizer"),
-        *_lines(prior, match, out / "prior"),
+        *_lines(tokenizer, encoder, out / "tokenizer", hints),
+        *_lines(prior, match, out / "prior", hints),
     ]
 
 
@@ -109,16 +108,25 @@ def _add_prior(prior: Published, out: Path, hints: Hints) -> list[str]:
     size = tuple(header["architecture"]["image_size"])
     description = prior.describe(replace(hints, factor=beside.factor, size=size))
     pairs.check_grids(prior, description, beside)
-    match = Match(prior.family, description, beside.latents)
-    load(prior, match)
+    match = _loaded(prior, description, hints, beside.latents)
     with target.fresh_folder(out, "prior") as folder:
         save_prior(prior, match, folder, header["fingerprint"])
-    return _lines(prior, match, out / "prior")
+    return _lines(prior, match, out / "prior", hints)
 
 
 def _factor(tokenizer: Published, hints: Hints) -> int:
     """Pixels per side of a token; the size that was typed may still be wrong."""
     return 2 ** (tokenizer.describe(replace(hints, size=None)).levels - 1)
+
+
+def _loaded(
+    published: Published, description: Description, hints: Hints, latents: Latents | None = None
+) -> Match:
+    """The module of this description with the file's weights, which --config may not contradict."""
+    match = Match(published.family, description, latents)
+    agreement.check(published.source, match, hints)
+    load(published, match)
+    return match
 
 
 def load(published: Published, match: Match) -> None:
@@ -170,15 +178,23 @@ def _origin(published: Published) -> dict[str, Any]:
     return {"imported": {**origin, "weights": published.place or "(the file itself)"}}
 
 
-def _lines(published: Published, match: Match, folder: Path) -> list[str]:
-    """What was imported, and the keys that were not needed, a line for each reason."""
+def _lines(published: Published, match: Match, folder: Path, hints: Hints) -> list[str]:
+    """What was imported; what else the file holds; the settings that nothing told; the keys that
+    were not needed, a line for each reason."""
     count = sum(parameter.numel() for parameter in match.module.parameters())
     spec, left_out = match.module.spec, match.left_out(published.tensors)
     done = (
         f"{published.source.name}: {published.family.name}, {count:,} parameters, weights under "
         f"{published.place or 'no key'}, tokens {spec.scales[-1]} of {spec.vocab_size} -> {folder}"
     )
-    return [done, *(f"  left out: {line}" for line in _by_reason(left_out))]
+    lines, beside = [done], published.beside
+    if beside:
+        more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
+        kept = f"{', '.join(beside[:8])}{more}"
+        lines.append(f"  taken: {published.place}; left in the file: {kept}")
+    if assumed := agreement.assumed(match, hints):
+        lines.append(f"  no key tells, so as published (--config changes it): {assumed}")
+    return lines + [f"  left out: {line}" for line in _by_reason(left_out)]
 
 
 def _by_reason(left_out: dict[str, str]) -> list[str]:

@@ -81,10 +81,13 @@ def _describe(shapes: Shapes, hints: Hints) -> Description:
             base=architecture["rope_base"],
         ),
         unsaved=(ROTARY,),
+        untold=UNTOLD if ROTARY in shapes else ("block_size", *UNTOLD),
         facts=facts,
     )
 
 
+UNTOLD = ("n_head", "rope_base", "norm_eps", "class_dropout_prob", "token_dropout_p")
+UNTOLD += ("attn_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate")
 TEXT = "cls_embedding.uncond_embedding"
 
 
@@ -94,7 +97,7 @@ def _condition(shapes: Shapes, config: Any) -> tuple[dict[str, Any], dict[str, A
         length, dim = axes(shapes, TEXT, 2)
         return {"text_length": length, "text_dim": dim}, {"num_classes": 0, "text": TEXT_FEATURES}
     rows = shapes["cls_embedding.embedding_table.weight"][0]
-    if rows == config.get("num_classes"):
+    if rows == config.get("num_classes") and not config.get("class_dropout_prob"):
         raise ValueError(
             f"wanted a class table with one more row than the {rows} classes, for no class; this "
             "model was trained without (class_dropout_prob=0), which vqgen's prior cannot hold"
@@ -120,6 +123,13 @@ def _kv_heads(rows: int, width: int, heads: int) -> int | None:
 def _ffn(hidden: int, width: int, config: Any) -> dict[str, Any]:
     """The arguments that make `swiglu_width` give this hidden width."""
     given = config.get("multiple_of", 256), config.get("ffn_dim_multiplier")
+    made = swiglu_width(width, multiple_of=given[0], multiplier=given[1])
+    if made != hidden and ("multiple_of" in config or given[1] is not None):
+        raise ValueError(
+            f"multiple_of {given[0]} and ffn_dim_multiplier {given[1]} make a feed-forward part of "
+            f"{made} at width {width}, the file has {hidden}; correct both in --config, or leave "
+            "both out"
+        )
     for multiple_of, multiplier in (given, (1, (hidden + 0.5) / int(8 * width / 3))):
         if swiglu_width(width, multiple_of=multiple_of, multiplier=multiplier) == hidden:
             return {"multiple_of": multiple_of, "ffn_multiplier": multiplier}
@@ -175,7 +185,7 @@ def _peers_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
         "drop_path_rate": node["drop_path"],
         "model_type": "t2i" if is_text else "c2i",
         "cls_token_num": node["text_length"] or 1,
-        "caption_dim": node["text_dim"] or 2048,
+        **({"caption_dim": node["text_dim"]} if is_text else {}),
         "vocab_size": spec.vocab_size,
         "block_size": spec.length,
     }

@@ -11,6 +11,10 @@ from pathlib import Path
 
 def check(out: Path, *names: str) -> None:
     """Raise a ValueError if out/<name> cannot be made: something else is there."""
+    try:
+        out.exists()
+    except OSError as error:  # a name that no disk takes
+        raise ValueError(f"--out cannot be made ({error.strerror}); type another --out") from error
     for folder in (out, *out.parents):
         if folder.exists() and not folder.is_dir():
             raise ValueError(

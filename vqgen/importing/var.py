@@ -38,8 +38,16 @@ def _describe_prior(shapes: Shapes, hints: Hints) -> Description:
     config, (_, length, width) = hints.config, axes(shapes, "pos_1LC", 3)
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     unit_qk = SCALES in shapes
-    heads = shapes[SCALES][1] if unit_qk else config.get("num_heads", width // 64)
-    if not heads or width % heads:
+    heads = shapes[SCALES][1] if unit_qk else config.get("num_heads")
+    if heads is None:
+        if width % 64:  # of each published head
+            raise ValueError(
+                f"{hints.name} has width {width}, which is no multiple of 64 as the published ones "
+                "are, and the number of heads is not stored in it; give the peer's: --config "
+                'var.json with {"num_heads": 2}'
+            )
+        heads = width // 64
+    if width % heads:
         raise ValueError(
             f"wanted num_heads that divide the width {width} of {hints.name}, got {heads}; write "
             'them in --config as {"num_heads": 2}'
@@ -67,10 +75,12 @@ def _describe_prior(shapes: Shapes, hints: Hints) -> Description:
         factor=FACTOR if published else None,
         own={"calls": torch.zeros((), dtype=torch.long)},
         peers_own=partial(_tables, width=width, depth=depth),
+        untold=UNTOLD if unit_qk else ("num_heads", *UNTOLD),
         facts=_settings(depth) if published else {},
     )
 
 
+UNTOLD = ("patch_nums", "norm_eps", "cond_drop_rate", "drop_path_rate")
 SCALES = "blocks.0.attn.scale_mul_1H11"
 
 
@@ -84,6 +94,7 @@ def _prior_settings(node: dict[str, Any], spec: TokenSpec) -> dict[str, Any]:
         "attn_l2_norm": node["unit_qk"],
         "norm_eps": node["norm_eps"],
         "cond_drop_rate": node["label_dropout"],
+        "drop_path_rate": node["drop_path"],
         "patch_nums": [side for side, _ in spec.scales],
     }
 

@@ -37,6 +37,7 @@ def _describe_tokenizer(shapes: Shapes, hints: Hints) -> Description:
         own=quantizer_state(shapes),
         peers_own=partial(_no_hits, vocab_size=shapes[CODES][0]),
         loose=LOOSE,
+        untold=("using_znorm", "quant_resi", "beta", *(() if hints.scales else ("v_patch_nums",))),
     )
 
 
@@ -50,6 +51,18 @@ def quantizer(shapes: Shapes, config: Any, scales: Sequence[Size]) -> dict[str, 
             f"wanted v_patch_nums with one side for each of the {len(names) // 2} scales of this "
             f"file, got {len(scales)}; correct it in --config"
         )
+    phi_count = 0 if per_scale else max(1, len(names) // 2)
+    shared = config.get("share_quant_resi", phi_count)
+    if names and shared != phi_count:
+        raise ValueError(
+            f"share_quant_resi is {shared} in --config, but the file has "
+            f"{'one convolution per scale, 0' if per_scale else phi_count}; correct it there"
+        )
+    if bool(config.get("quant_resi", names)) != bool(names):
+        raise ValueError(
+            f"quant_resi is {config['quant_resi']} in --config, but the file has "
+            f"{len(names) // 2} of its convolutions; correct it there"
+        )
     strength = abs(config.get("quant_resi", 0.5)) if names else 0.0
     return {
         "_target_": "vqgen.tokenizers.multiscale.MultiScaleQuantizer",
@@ -61,7 +74,7 @@ def quantizer(shapes: Shapes, config: Any, scales: Sequence[Size]) -> dict[str, 
         },
         "scales": [list(scale) for scale in scales],
         "distance": "cosine" if config.get("using_znorm", False) else "l2",
-        "phi_count": 0 if per_scale else max(1, len(names) // 2),
+        "phi_count": phi_count,
         "phi_strength": strength,
         "commitment_weight": config.get("beta", 0.25),
     }
@@ -132,4 +145,6 @@ VAR_VAE = Family(
     describe=_describe_tokenizer,
     rows=_tokenizer_rows,
     settings=_tokenizer_settings,
+    unbuilt=partial(autoencoders.unbuildable, names=autoencoders.VAR),
+    fixed={"ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2},
 )

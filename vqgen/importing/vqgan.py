@@ -1,6 +1,7 @@
 """LlamaGen's and taming's VQ tokenizers."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,14 @@ def _llamagen(shapes: Shapes, hints: Hints) -> Description:
     side = _published_size(hints.name)
     size = hints.size or (side, side)
     return _description(
-        shapes, LLAMAGEN, bottleneck, size, dropout, peers_own=_fresh_window, loose=LOOSE
+        shapes,
+        LLAMAGEN,
+        bottleneck,
+        size,
+        dropout,
+        peers_own=_fresh_window,
+        loose=LOOSE,
+        untold=("codebook_l2_norm", "commit_loss_beta", "entropy_loss_ratio", "dropout_p"),
     )
 
 
@@ -44,7 +52,24 @@ def _taming(shapes: Shapes, hints: Hints) -> Description:
     )
     side = config.get("resolution", 256)
     size = hints.size or (side, side)
-    return _description(shapes, TAMING, bottleneck, size, config.get("dropout", 0.0))
+    untold = ("beta", "dropout") if hints.size else ("resolution", "beta", "dropout")
+    described = _description(
+        shapes, TAMING, bottleneck, size, config.get("dropout", 0.0), untold=untold
+    )
+    _check_attention(described.architecture["encoder"], config, side)
+    return described
+
+
+def _check_attention(encoder: dict[str, Any], config: Any, resolution: int) -> None:
+    """Raise a ValueError if the file has attention elsewhere than attn_resolutions say."""
+    reached = [resolution // 2**level for level in range(len(encoder["multipliers"]))]
+    given = sorted(set(config.get("attn_resolutions", ())) & set(reached))
+    found = sorted(reached[level] for level in encoder["attention_levels"])
+    if "attn_resolutions" in config and given != found:
+        raise ValueError(
+            f"attn_resolutions is {config['attn_resolutions']} in --config, but the file has "
+            f"attention at {found} for resolution {resolution}; correct one of them there"
+        )
 
 
 def _description(
@@ -145,6 +170,8 @@ LLAMAGEN_VQ = Family(
     describe=_llamagen,
     rows=_rows(LLAMAGEN),
     settings=_llamagen_settings,
+    unbuilt=partial(autoencoders.unbuildable, names=LLAMAGEN),
+    fixed={"ch": 128, "num_res_blocks": 2},
 )
 TAMING_VQGAN = Family(
     name="taming-vqgan",
@@ -156,5 +183,6 @@ TAMING_VQGAN = Family(
     describe=_taming,
     rows=_rows(TAMING),
     settings=_taming_settings,
+    unbuilt=partial(autoencoders.unbuildable, names=TAMING),
     ignored=((r"loss\..*", "the networks of its training loss"),),
 )
