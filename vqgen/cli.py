@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vqgen.build import nearest
+from vqgen.words import nearest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)

@@ -551,14 +551,18 @@ def test_latents_that_do_not_fit_are_refused(spec: Any, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"kernel": "gaussian"}, "absorbing, uniform, got gaussian"),
+        ({"kernel": "gaussian"}, "absorbing, uniform, got gaussian; type prior.kernel=absorbing"),
+        ({"kernel": "unifrom"}, r"got unifrom; did you mean uniform\?"),
+        ({"kernel": ["uniform"]}, r"absorbing, uniform, got \['uniform'\]"),
         ({"kernel": "uniform", "noise_steps": None}, "noise_steps=null; type prior"),
         ({"noise_steps": 0}, "noise_steps as a whole number of at least 1"),
-        ({"schedule": "cosin"}, "got cosin"),
-        ({"weight": "elob"}, "got elob"),
+        ({"schedule": "cosin"}, r"got cosin; did you mean cosine\?"),
+        ({"weight": "elbow"}, r"got elbow; did you mean elbo\?"),
+        ({"weight": [1, -1]}, r"a function of s .* got \[1, -1\]; type prior.weight=elbo"),
         ({"weight": lambda s: -s}, "w_t of at least 0"),
         ({"schedule": [1, 0.5, 0.6, 0]}, r"falling alpha-bars, got \[1, 0.5, 0.6, 0\]; type"),
         ({"bound_samples": 0}, "bound_samples as a whole number of at least 1"),
+        ({"bound_samples": True}, "bound_samples as a whole number of at least 1, got True"),
         ({"bound_samples": 1.5}, "bound_samples as a whole number of at least 1, got 1.5"),
     ],
 )

@@ -26,7 +26,8 @@ from vqgen.sampling.guidance import guide
 from vqgen.sampling.masking import Masking, nats
 from vqgen.sampling.replacement import Replacement
 from vqgen.sampling.schedules import Schedule, parse
-from vqgen.sampling.unmasking import UnmaskingKnobs
+from vqgen.sampling.unmasking import UnmaskingKnobs, whole
+from vqgen.words import cure
 
 KERNELS: dict[str, type[Masking] | type[Replacement]] = {
     "absorbing": Masking,
@@ -82,19 +83,17 @@ class Absorbing(Prior):
         super().__init__()
         self.check(spec)
         assert isinstance(spec, TokenSpec)
-        if kernel not in KERNELS:
-            raise ValueError(f"wanted prior.kernel as one of {', '.join(KERNELS)}, got {kernel}")
-        if not isinstance(bound_samples, int) or bound_samples < 1:
+        if kernel not in list(KERNELS):  # a list has no hash
             raise ValueError(
-                f"wanted bound_samples as a whole number of at least 1, got {bound_samples}; type "
-                "prior.bound_samples=4"
+                f"wanted prior.kernel as one of {', '.join(KERNELS)}, got {kernel}"
+                f"{cure(kernel, KERNELS, 'prior.kernel=absorbing')}"
             )
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.text_size = (text_length, text_dim) if text_length else None
         self.clock = Clock(parse(schedule), noise_steps)
         self.process = KERNELS[kernel](spec.vocab_size, self.clock)
         self.weight = self.clock.weight(weight)  # None: the bound itself
-        self.bound_samples = bound_samples
+        self.bound_samples = whole("bound_samples", bound_samples, "prior.bound_samples=4")
         self.net = Bidirectional(
             size=spec.scales[0],
             inputs=self.process.inputs,
