@@ -252,18 +252,21 @@ def test_a_bound_is_drawn_as_often_as_the_protocol_says(tmp_path: Path) -> None:
     folder = run / "pipeline" / "prior"
     saved = checkpoint.read_model(folder, "prior")
     prior = tiny.absorbing_for(tiny.tokenizer().spec)
+    torch.nn.init.normal_(prior.net.head.weight)  # a new one is zero: no noise in its bound
     node = {"_target_": "vqgen.priors.absorbing.Absorbing", "width": 32, "depth": 2, "heads": 2}
     checkpoint.save_model(folder, prior, kind="prior", architecture=node, facts=saved.facts)
-    spread = []
+    found = []
     for draws, used in ((None, 4), (64, 64)):
         protocol = runs.protocol(bound_samples=draws)
         subject = Subject(protocol, model=run, samples=None, device="cpu")
         assert subject.pipeline is not None and subject.pipeline.prior.bound_samples == used
         _, bits = likelihood.latent_bits(subject.pipeline, subject.held_out())
         assert bits is not None
-        spread.append(float(bits.std()))
+        found.append(bits)
         assert ("bound_samples" in protocol.as_dict()) == (draws is not None)
-    assert spread[1] < spread[0]  # less noise
+    assert not torch.equal(*found) and float(found[0].mean()) == pytest.approx(
+        float(found[1].mean()), rel=0.3
+    )
     shutil.rmtree(tmp_path / "pictures3")  # the data cannot be read any more
     with pytest.raises(ValueError, match=r"did you mean halton\?"):
         wrong = runs.protocol(knobs={"sampler": "haltom"})
