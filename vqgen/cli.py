@@ -179,7 +179,7 @@ def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, A
                     f"there is no setting {key!r} here; {group} is a setting of train_{stage}.py"
                 )
         hint = nearest(key, [*known, *groups, *inner])
-        if OmegaConf.load(CONF / "sample.yaml").get(key) == "default":
+        if DictConfig(OmegaConf.load(CONF / "sample.yaml")).get(key) == "default":
             instead = f"{override.input_line} to sample.py, once the model is trained"
             if "protocol" in groups:
                 instead = f"'protocol.knobs={{{key}:{override.get_value_element_as_str()}}}'"

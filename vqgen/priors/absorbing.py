@@ -163,6 +163,7 @@ class Absorbing(Prior):
                 return self.logits(noisy, rate.to(noisy.device, torch.float32), condition)
 
         draws = Draws(seeds.tolist())
+        assert self.bound_samples is not None
         parts = self.process.bound(predict, latents, draws, self.bound_samples)
         return {name: part / math.log(2) for name, part in parts.items()}
 
