@@ -12,8 +12,10 @@ from matplotlib import pyplot
 from torch import Tensor
 
 import vqgen
-from vqgen import pictures
+from vqgen import cli, pictures
 from vqgen.pipeline import Pipeline
+from vqgen.priors.absorbing import Absorbing
+from vqgen.sampling.masking import Masking
 
 SAMPLERS, STEPS = ("ancestral", "confidence", "halton"), (8, 16, 32, 64)
 COUNT, GUIDANCE = 8, 2.0  # images per cell; guidance of all of them
@@ -69,10 +71,29 @@ def main() -> None:
     if not 2 <= len(sys.argv) <= 4:
         sys.exit("wanted: python scripts/absorbing_figure.py RUN [samplers.png] [film.png]")
     names = (*sys.argv[2:], *("absorbing_samplers.png", "absorbing_film.png")[len(sys.argv) - 2 :])
-    pipeline = vqgen.load(sys.argv[1])
-    samplers(pipeline, Path(names[0]))
-    film(pipeline, Path(names[1]))
+    try:
+        pipeline = load(sys.argv[1])
+        for name in names:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+        samplers(pipeline, Path(names[0]))
+        film(pipeline, Path(names[1]))
+    except cli.USER_ERRORS as error:
+        cli.refuse(error)
     print(*names)
+
+
+def load(path: str) -> Pipeline:
+    """The run's pipeline. Raises ValueError unless its prior has masks to lift in any order."""
+    pipeline = vqgen.load(path)
+    prior = pipeline.prior
+    if not isinstance(prior, Absorbing) or not isinstance(prior.process, Masking):
+        kind = f"{type(prior).__name__} with kernel=uniform"
+        raise ValueError(
+            "wanted a run of prior=absorbing with prior.kernel=absorbing, got "
+            f"{kind if isinstance(prior, Absorbing) else type(prior).__name__} in {path}; type "
+            "python train_stage2.py prior=absorbing, then the run it makes"
+        )
+    return pipeline
 
 
 if __name__ == "__main__":

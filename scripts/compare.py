@@ -30,6 +30,7 @@ def main(config: DictConfig) -> None:
     """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
     settings = build.plain(config)
     settings["protocol"] = chosen(settings)
+    Protocol(**settings["protocol"])  # a mistake in it is better found before any work
     settings["steps"] = checked_steps(settings["steps"])
     models = list(dict.fromkeys(Path(path) for path in settings["models"]))
     if settings["demo"]:
@@ -66,13 +67,17 @@ def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str,
     Raises ValueError for what is no run."""
     loaded = pipeline.load(model)
     knobs = settings["protocol"]["knobs"] or {}
+    fixed: dict[str, Any] = {"knobs": knobs}
+    drawn = loaded.has_prior and loaded.prior.bound_samples is not None
+    if settings["protocol"].get("bound_samples") is not None and not drawn:
+        fixed["bound_samples"] = None  # it is for the other runs
     if loaded.has_prior and "steps" in loaded.prior.Knobs.__dataclass_fields__:
         many: list[dict[str, Any]] = [
-            {"knobs": {**knobs, "steps": steps}} for steps in settings["steps"]
+            {**fixed, "knobs": {**knobs, "steps": steps}} for steps in settings["steps"]
         ]
         many[1:] = [{**changes, "validation_images": 0} for changes in many[1:]]
-        return [(model, changes) for changes in many or [{"knobs": knobs}]]
-    return [(model, {"knobs": knobs})]
+        return [(model, changes) for changes in many or [fixed]]
+    return [(model, fixed)]
 
 
 def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch
 from matplotlib import pyplot
 
 import vqgen
-from vqgen import checkpoint, pictures
+from vqgen import checkpoint, cli, pictures
+from vqgen.data.images import ImageData
 from vqgen.evaluation import generator, sets, subject
 from vqgen.evaluation.quality import Extractor
 from vqgen.metrics import features
@@ -35,13 +36,24 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Measure every run with every solver of its path; write the table and the pictures."""
-    count = next((int(word[2:]) for word in sys.argv[1:] if word.startswith("n=")), 500)
+    counts = [word[2:] for word in sys.argv[1:] if word.startswith("n=")] or ["500"]
     out, *paths = [word for word in sys.argv[1:] if not word.startswith("n=")] or [""]
-    if not paths or count < 2:
+    if not paths or not counts[-1].isdecimal() or int(counts[-1]) < 2:
         sys.exit("wanted: python scripts/solver_figure.py OUT RUN [RUN ...] [n=500]")
+    try:
+        draw(out, [Path(path) for path in paths], int(counts[-1]))
+    except cli.USER_ERRORS as error:
+        cli.refuse(error)
+
+
+def draw(out: str, paths: list[Path], count: int) -> None:
+    """Check all runs, then measure them; the table and the pictures."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        load(path)
     rows: list[Row] = []
     for path in paths:
-        for row in measured(Path(path), count):
+        for row in measured(path, count):
             rows.append(row)
             print(*(row[name] for name in ("run", "solver", "steps", "calls", "FD")), flush=True)
     with checkpoint.atomic(Path(f"{out}.csv")) as temporary, temporary.open("w") as file:
@@ -52,14 +64,26 @@ def main() -> None:
     sheets(rows, Path(f"{out}_sheets.png"))
 
 
+def load(path: Path) -> tuple[Pipeline, Flow | Diffusion, ImageData]:
+    """A run's pipeline, its prior and its data. Raises ValueError for what is no such run."""
+    pipeline = vqgen.load(path)
+    prior = pipeline.prior
+    if not isinstance(prior, Flow | Diffusion):
+        raise ValueError(
+            f"wanted a run of prior=flow or prior=diffusion, got {type(prior).__name__} in {path}; "
+            "type python train_stage2.py prior=flow, then the run it makes"
+        )
+    data = subject.data_of(path)
+    if data is None:
+        raise ValueError(
+            f"wanted a run with its config.yaml, got {path}; name the run's own folder"
+        )
+    return pipeline, prior, data
+
+
 def measured(path: Path, count: int) -> list[Row]:
     """A row per solver and number of steps of one run, with `SHOWN` images of it."""
-    pipeline, data = vqgen.load(path), subject.data_of(path)
-    prior = pipeline.prior if pipeline.has_prior else None
-    if not isinstance(prior, Flow | Diffusion):
-        raise ValueError(f"wanted a run of prior=flow or prior=diffusion, got {path}")
-    if data is None:
-        raise ValueError(f"wanted a run with its config.yaml, got {path}")
+    pipeline, prior, data = load(path)
     train = sets.of_split(data, "train")
     extractor = Extractor(features.load("efficientnet_lite0"), Path("runs/features"))
     real = Moments.of(extractor.remembered(train).pooled)

@@ -102,6 +102,8 @@ def off_line(places: Tensor) -> float:
 def main() -> None:
     """Train, draw, print how curved each path is."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/trajectories.png")
+    if len(sys.argv) > 2 or not out.parent.is_dir() or out.suffix != ".png":
+        sys.exit("wanted: python scripts/trajectories.py [OUT.png], in a folder that is there")
     figure, axes = pyplot.subplots(1, len(PATHS), figsize=(4.5 * len(PATHS), 4.5))
     for axis, (name, (make, pairing)) in zip(axes, PATHS.items(), strict=True):
         model = learn(make(), pairing, steps=800)

@@ -917,6 +917,62 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         ["device=tpu"],
         "device=tpu",
     ),
+    (
+        "chose no experiment",
+        lambda p: None,
+        "train_stage2",
+        ["experiment=null"],
+        "experiment=null chooses nothing; leave it out for its default, type '~experiment'",
+    ),
+    (
+        "typed a knob of sampling to training",
+        lambda p: None,
+        "train_stage2",
+        ["prior=absorbing", "sampler=halton"],
+        "it is a knob of sampling; type sampler=halton to sample.py, once the model is trained",
+    ),
+    (
+        "typed a knob of sampling to the evaluation",
+        lambda p: None,
+        EVALUATE,
+        ["steps=8"],
+        "it is a knob of sampling; type 'protocol.knobs={steps:8}'",
+    ),
+    (
+        "misspelt the kernel",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["prior=absorbing", "prior.kernel=unifrom", *TINY_PICTURES],
+        "got unifrom; did you mean uniform?",
+    ),
+    (
+        "misspelt a sampler",
+        lambda p: absorbing_run(p / "runs"),
+        "sample",
+        ["sampler=haltom"],
+        "got haltom; did you mean halton?",
+    ),
+    *(
+        (f"evaluated with a protocol that makes no sense: {word}", before, EVALUATE, [word], wanted)
+        for before, word, wanted in (
+            (
+                lambda p: absorbing_run(p / "runs"),
+                "protocol.knobs={sampler:haltom}",
+                "mean halton?",
+            ),
+            (lambda p: absorbing_run(p / "runs"), "protocol.knobs={steps:0}", "type steps=16"),
+            (lambda p: absorbing_run(p / "runs"), "protocol.knobs={remask:2}", "type remask=0.05"),
+            (lambda p: None, "protocol.knobs=[steps]", "type 'protocol.knobs={steps:16}'"),
+            (lambda p: None, "protocol.validation_images=-1", "of at least 0, or null for all"),
+            (lambda p: None, "protocol.validation_images=true", "of at least 0, or null for all"),
+            (lambda p: None, "protocol.bound_samples=true", "type protocol.bound_samples=32"),
+            (
+                lambda p: stage2_run(p / "runs"),
+                "protocol.bound_samples=8",
+                "(absorbing), got 8 with",
+            ),
+        )
+    ),
     ("evaluated nothing", lambda p: None, EVALUATE, ["model=null"], "model=RUN or samples="),
     ("evaluated no run", lambda p: None, EVALUATE, ["model=nowhere"], "nowhere does not exist"),
     (
@@ -988,6 +1044,28 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         EVALUATE,
         ["samples=r.npz", "protocol.reference.npz=r.npz", "features=timm:resnet5O"],
         "did you mean timm:resnet50?",
+    ),
+    *(
+        (f"{what} drawn by scripts.{script}", before, f"scripts.{script}", words, wanted)
+        for script, words, other in (
+            ("absorbing_figure", ["runs/stage2/20260101_000000_tiny"], "wanted a run of prior=abs"),
+            (
+                "solver_figure",
+                ["o", "runs/stage2/20260101_000000_tiny"],
+                "wanted a run of prior=fl",
+            ),
+        )
+        for what, before, wanted in (
+            ("no run", lambda p: None, "20260101_000000_tiny does not exist"),
+            ("another family", lambda p: stage2_run(p / "runs"), other),
+        )
+    ),
+    (
+        "a prior without masks drawn by scripts.absorbing_figure",
+        lambda p: absorbing_run(p / "runs", kernel="uniform"),
+        "scripts.absorbing_figure",
+        ["runs/stage2/20260101_000000_tiny"],
+        "got Absorbing with kernel=uniform in",
     ),
     ("compared nothing", lambda p: None, "scripts.compare", [], "wanted runs to compare"),
     (

@@ -3,7 +3,6 @@ below sees a config.
 
 With cli.py and overrides.py the only files that know Hydra."""
 
-import difflib
 import importlib
 import inspect
 import math
@@ -15,6 +14,8 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+
+from vqgen.words import nearest
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 # packages of vqgen that saved models and run folders name classes of
@@ -255,18 +256,6 @@ def place(settings: dict[str, Any]) -> dict[str, str]:
     """Device and precision of this machine that a run with these settings would train in."""
     wanted = "cpu" if settings["trainer"]["accelerator"] == "cpu" else "auto"
     return {"device": device(wanted), "precision": precision(settings)}
-
-
-def nearest(word: str, words: list[str]) -> str:
-    """A hint at the nearest valid word, also by its last part (loss.gan.strat ->
-    loss.gan.start)."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    if not close:
-        by_end = {known.rsplit(".", 1)[-1]: known for known in words}
-        close = [
-            by_end[end] for end in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_end, n=1)
-        ]
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def device(wanted: str) -> str:

@@ -348,6 +348,7 @@ class Prior(nn.Module, ABC):
     ]  # the family's frozen dataclass of sampling knobs, every field with a default
     spec: LatentSpec
     num_classes: int  # 0: no class condition
+    bound_samples: int | None = None  # draws per image of a bound that is drawn; None: no such
     text_size: tuple[int, int] | None = (
         None  # (tokens, width) of its text condition; None: it takes no text
     )

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from vqgen import finetune, runs
-from vqgen.build import nearest
+from vqgen.words import nearest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -145,11 +145,15 @@ def _parsed(word: str) -> Override:
 
 
 def _check_choice(override: Override, options: list[str]) -> None:
-    value = override.value()
-    if isinstance(value, str) and value not in options:
-        hint = nearest(value, options)
-        listed = ", ".join(options)
-        raise ValueError(f"{override.key_or_group}={value} is not known{hint}; there are {listed}")
+    value, group, listed = override.value(), override.key_or_group, ", ".join(options)
+    if value is None and not override.is_delete():
+        raise ValueError(
+            f"{group}=null chooses nothing; leave it out for its default, type '~{group}' to have "
+            f"none where that makes sense, or choose of {listed}"
+        )
+    if value is not None and not isinstance(value, list) and value not in options:
+        hint = nearest(str(value), options)
+        raise ValueError(f"{group}={value} is not known{hint}; there are {listed}")
 
 
 def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, Any]) -> None:
@@ -162,6 +166,13 @@ def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, A
                     f"there is no setting {key!r} here; {group} is a setting of train_{stage}.py"
                 )
         hint = nearest(key, [*known, *groups, *paths])
+        if DictConfig(OmegaConf.load(CONF / "sample.yaml")).get(key) == "default":
+            instead = f"{override.input_line} to sample.py, once the model is trained"
+            if "protocol" in groups:
+                instead = f"'protocol.knobs={{{key}:{override.get_value_element_as_str()}}}'"
+            raise ValueError(
+                f"there is no setting {key!r} here, it is a knob of sampling; type {instead}{hint}"
+            )
         raise ValueError(f"there is no setting {key!r}{hint}")
     if override.is_delete():
         return

@@ -11,6 +11,7 @@ from torch.nn import functional
 from vqgen import arguments, build, checkpoint, editing, pictures
 from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer, TokenSpec
 from vqgen.sampling import guidance as guidances
+from vqgen.words import nearest
 
 LARGEST = 1.01  # of a float image, but for rounding
 SHOWN = 20  # classes in a sentence
@@ -88,7 +89,7 @@ class Pipeline:
                     if count
                     else "no classes: it is unconditional, leave classes out"
                 )
-                hint = build.nearest(str(given).lower(), names)
+                hint = nearest(str(given).lower(), names)
                 raise ValueError(f"class {given!r} is not known; this model has {kind}{hint}")
             found.append(int(index))
         return found
@@ -298,7 +299,7 @@ def checked_knobs(prior: Prior, given: dict[str, Any]) -> Any:
     for name in given:
         if name not in valid:
             family = type(prior).__name__
-            hint = build.nearest(name, list(valid))
+            hint = nearest(name, list(valid))
             raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
         default, value = valid[name].default, given[name]
         if isinstance(value, bool) and not isinstance(default, bool):

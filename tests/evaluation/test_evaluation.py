@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from scripts.evaluate import card_folder
 from tests import tiny
 from tests.evaluation import runs
-from vqgen import build, cli
+from vqgen import build, checkpoint, cli
 from vqgen.evaluation import generator, likelihood, quality, sets
 from vqgen.evaluation.card import Card
 from vqgen.evaluation.protocol import Protocol
@@ -244,13 +244,42 @@ def test_labels_follow_the_protocol() -> None:
         generator.labels_of(runs.protocol(), 1, train)
 
 
+def test_a_bound_is_drawn_as_often_as_the_protocol_says(tmp_path: Path) -> None:
+    """Without training again; what the prior does not have is refused before any data is read."""
+    run = runs.stage2(tmp_path)
+    with pytest.raises(ValueError, match=r"bound is drawn \(absorbing\), got 32 with LlamaGen"):
+        Subject(runs.protocol(bound_samples=32), model=run, samples=None, device="cpu")
+    folder = run / "pipeline" / "prior"
+    saved = checkpoint.read_model(folder, "prior")
+    prior = tiny.absorbing_for(tiny.tokenizer().spec)
+    torch.nn.init.normal_(prior.net.head.weight)  # a new one is zero: no noise in its bound
+    node = {"_target_": "vqgen.priors.absorbing.Absorbing", "width": 32, "depth": 2, "heads": 2}
+    checkpoint.save_model(folder, prior, kind="prior", architecture=node, facts=saved.facts)
+    found = []
+    for draws, used in ((None, 4), (64, 64)):
+        protocol = runs.protocol(bound_samples=draws)
+        subject = Subject(protocol, model=run, samples=None, device="cpu")
+        assert subject.pipeline is not None and subject.pipeline.prior.bound_samples == used
+        _, bits = likelihood.latent_bits(subject.pipeline, subject.held_out())
+        assert bits is not None
+        found.append(bits)
+        assert ("bound_samples" in protocol.as_dict()) == (draws is not None)
+    assert not torch.equal(*found) and float(found[0].mean()) == pytest.approx(
+        float(found[1].mean()), rel=0.3
+    )
+    shutil.rmtree(tmp_path / "pictures3")  # the data cannot be read any more
+    with pytest.raises(ValueError, match=r"did you mean halton\?"):
+        wrong = runs.protocol(knobs={"sampler": "haltom"})
+        Subject(wrong, model=run, samples=None, device="cpu")
+
+
 def test_every_protocol_is_complete() -> None:
     """Each yaml, with the one it starts from, states every field, so that a card holds the whole
     recipe."""
     paths = list((cli.CONF / "evaluate" / "protocol").glob("*.yaml"))
     for path in paths:
         node = runs.protocol_settings(path.stem)
-        assert Protocol(**node).as_dict().keys() == node.keys(), path
+        assert asdict(Protocol(**node)).keys() == node.keys(), path
         assert node["name"] == path.stem
     assert len(paths) >= 3
 

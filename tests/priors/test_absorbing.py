@@ -70,7 +70,7 @@ def chain(model: Absorbing, steps: int) -> Tensor:
     rates = model.clock.schedule.rates(steps)
     for before, after in itertools.pairwise(rates):
         rate = torch.full((len(every),), before)
-        guess = model.net.logits(every, rate, Condition(len(every))).double().softmax(dim=-1)
+        guess = model.logits(every, rate, Condition(len(every))).double().softmax(dim=-1)
         guess = torch.nn.functional.pad(guess, (0, len(limit) - 2))
         keep = [torch.full(every.shape, 1 - r, dtype=torch.float64) for r in (after, before)]
         step = kernel.posterior(every, guess, *keep)  # [states, 2, inputs]
@@ -89,7 +89,7 @@ def exact_bound(model: Absorbing, clean: Tensor) -> Tensor:
         s = torch.full((len(every),), t / steps, dtype=torch.float64)
         keep = model.clock.now(s)
         chance = kernel.marginal(one, keep[:2])[torch.arange(2), every].prod(dim=1)
-        logits = model.net.logits(every, (1 - keep).float(), Condition(len(every)))
+        logits = model.logits(every, (1 - keep).float(), Condition(len(every)))
         terms = model.process.terms(logits, clean.expand_as(every), every, s) / steps
         total = total + (chance * terms.sum(dim=1)).sum()
     return total
@@ -112,7 +112,7 @@ def test_bound_chain_and_samples_agree(kernel: str, rate_condition: bool) -> Non
         many = image.expand(3000, 2)
 
         def predict(noisy: Tensor, rate: Tensor) -> Tensor:
-            return model.net.logits(noisy, rate.float(), Condition(len(noisy)))
+            return model.logits(noisy, rate.float(), Condition(len(noisy)))
 
         parts = model.process.bound(predict, many, Draws(range(3000)), samples=2)
         estimate = torch.stack(list(parts.values())).sum(dim=0).double()
@@ -122,6 +122,51 @@ def test_bound_chain_and_samples_agree(kernel: str, rate_condition: bool) -> Non
     drawn = model.sample(Condition(4000), model.Knobs(steps=4), constant(1.0), range(4000))
     shares = torch.bincount(drawn[:, 0] * count + drawn[:, 1], minlength=len(chances)) / 4000
     assert ((shares - chances).abs() <= 4 * (chances * (1 - chances) / 4000).sqrt() + 1e-9).all()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "log_linear", "arc_cosine"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@torch.no_grad()
+def test_law_a_network_that_says_nothing_has_the_bound_of_uniform_tokens(
+    kernel: str, schedule: str
+) -> None:
+    """log2 K, exactly, of every image: flat logits are the posterior of tokens of any code alike,
+    whatever the noisy ones say; and the chain draws every image alike."""
+    model = make(TWO, kernel=kernel, noise_steps=4, schedule=schedule)
+    torch.nn.init.zeros_(model.net.head.weight)
+    for clean in itertools.product(range(2), repeat=2):
+        image = torch.tensor(clean)
+        prior = model.bits_by_part(image[None], Condition(1))["prior"]
+        bits = exact_bound(model, image) / math.log(2) + prior
+        assert bits.item() == pytest.approx(2, abs=1e-5)
+    if schedule == "linear":  # the others leave some share clean at T, or the rates differ
+        chances = chain(model, 4).unflatten(0, 2 * (model.process.inputs,))[:2, :2]
+        torch.testing.assert_close(chances, torch.full((2, 2), 0.25).double())
+
+
+@pytest.mark.parametrize("steps", [1, 20, 1000])
+@torch.no_grad()
+def test_an_untrained_uniform_prior_has_a_bound_of_log2_k(steps: int) -> None:
+    spec = TokenSpec(1024, ((8, 8),))
+    model = Absorbing(spec, width=8, depth=1, heads=1, kernel="uniform", noise_steps=steps).eval()
+    given = tokens(64, spec)
+    model.bound_samples = 16
+    bits = model.bits(given, Condition(64)) / spec.length
+    error = 4 * float(bits.std()) / 8
+    assert bits.mean().item() == pytest.approx(10, abs=max(error, 1e-3)) and error < 0.5
+
+
+@torch.no_grad()
+def test_the_evidence_of_a_noisy_token_is_log_q_up_to_a_constant() -> None:
+    process = make(kernel="uniform").process
+    noisy, rate = tokens(4), torch.tensor([1e-3, 0.3, 0.9, 1.0])
+    got = process.informed(torch.zeros(4, 6, VOCAB), noisy, rate[:, None])
+    columns = torch.stack([process.kernel.matrix(1 - float(r)) for r in rate])
+    wanted = columns[torch.arange(4)[:, None], noisy].log()  # q(x_t | x_0) for every x_0
+    difference = got - wanted
+    torch.testing.assert_close(
+        difference, difference[..., :1].expand(-1, -1, VOCAB), rtol=0, atol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -506,14 +551,18 @@ def test_latents_that_do_not_fit_are_refused(spec: Any, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"kernel": "gaussian"}, "absorbing, uniform, got gaussian"),
+        ({"kernel": "gaussian"}, "absorbing, uniform, got gaussian; type prior.kernel=absorbing"),
+        ({"kernel": "unifrom"}, r"got unifrom; did you mean uniform\?"),
+        ({"kernel": ["uniform"]}, r"absorbing, uniform, got \['uniform'\]"),
         ({"kernel": "uniform", "noise_steps": None}, "noise_steps=null; type prior"),
         ({"noise_steps": 0}, "noise_steps as a whole number of at least 1"),
-        ({"schedule": "cosin"}, "got cosin"),
-        ({"weight": "elob"}, "got elob"),
+        ({"schedule": "cosin"}, r"got cosin; did you mean cosine\?"),
+        ({"weight": "elbow"}, r"got elbow; did you mean elbo\?"),
+        ({"weight": [1, -1]}, r"a function of s .* got \[1, -1\]; type prior.weight=elbo"),
         ({"weight": lambda s: -s}, "w_t of at least 0"),
         ({"schedule": [1, 0.5, 0.6, 0]}, r"falling alpha-bars, got \[1, 0.5, 0.6, 0\]; type"),
         ({"bound_samples": 0}, "bound_samples as a whole number of at least 1"),
+        ({"bound_samples": True}, "bound_samples as a whole number of at least 1, got True"),
         ({"bound_samples": 1.5}, "bound_samples as a whole number of at least 1, got 1.5"),
     ],
 )

@@ -56,7 +56,7 @@ def trained(root: Path, path: str) -> None:
     [
         (["solver=ddim"], "needs path=vp, this prior has path=ve; type solver=euler"),
         (["steps=0"], "steps as a whole number of at least 1, got 0; type steps=10"),
-        (["solver=huen"], "solver as one of heun, .*, got huen; type solver=heun"),
+        (["solver=huen"], "solver as one of heun, .*, got huen; did you mean heun"),
         (["stochasticity=0.5"], "type solver=euler_maruyama or leave stochasticity out"),
         (
             ["snr=0.2", "solver=heun"],

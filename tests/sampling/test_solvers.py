@@ -224,7 +224,7 @@ def test_a_wrong_model_has_a_longer_code() -> None:
     ("knobs", "sentence"),
     [
         ({"steps": 0}, "steps as a whole number of at least 1, got 0; type steps=10"),
-        ({"solver": "eulr"}, "solver as one of heun, .*, got eulr; type solver=heun"),
+        ({"solver": "eulr"}, "solver as one of heun, .*, got eulr; did you mean euler"),
         ({"spacing": "cosine"}, "spacing as one of uniform, .*, got cosine; type spacing=uniform"),
         (
             {"tolerance": 0.0, "solver": "dopri5"},
@@ -240,7 +240,7 @@ def test_a_wrong_model_has_a_longer_code() -> None:
             "tolerance is for solver=dopri5, got tolerance=0.001 with solver=heun",
         ),
         ({"resample": 0}, "resample as a whole number of at least 1, got 0; type resample=10"),
-        ({"solver": ["heun"]}, r"solver as one of heun, .*, got \['heun'\]; type solver=heun"),
+        ({"solver": ["heun"]}, r"solver as one of heun, .*, got \['heun'\]; did you mean heun"),
         ({"solver": "ancestral", "stochasticity": True}, "from 0 to 1, got True; type stoch"),
         ({"steps": True}, "steps as a whole number of at least 1, got True; type steps=10"),
     ],

@@ -186,6 +186,7 @@ def test_halton_spreads() -> None:
     ("options", "sentence"),
     [
         ({"sampler": "greedy"}, "ancestral, confidence, halton, random, got greedy"),
+        ({"sampler": "haltom"}, r"got haltom; did you mean halton\?"),
         ({"steps": 0}, "steps as a whole number of at least 1, got 0; type steps=16"),
         ({"steps": True}, "steps as a whole number of at least 1, got True"),
         ({"steps": 2.5}, "steps as a whole number of at least 1, got 2.5"),

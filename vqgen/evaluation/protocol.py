@@ -37,6 +37,7 @@ class Protocol:
     knobs: dict[str, Any] = field(default_factory=dict)  # of the sampler; null in a yaml is {}
     seed: int = 0  # image i has seed + i
     validation_images: int | None = None  # for likelihood and reconstruction; None: all, 0: none
+    bound_samples: int | None = None  # draws per image of a prior's bound; None: as it was trained
     memorization: bool = True  # nearest training images; reads the whole training set
     ceiling: bool = False  # of a tokenizer: also reconstructed training images against reference
     perceptual: str | None = "vgg"  # LPIPS network for a tokenizer; None: left out
@@ -44,6 +45,11 @@ class Protocol:
     def __post_init__(self) -> None:
         if isinstance(self.reference, dict):
             object.__setattr__(self, "reference", ReferenceRecipe(**self.reference))
+        if not isinstance(self.knobs, dict | None):
+            raise ValueError(
+                f"wanted protocol.knobs as names with values, got {self.knobs}; type "
+                "'protocol.knobs={steps:16}'"
+            )
         object.__setattr__(self, "knobs", dict(self.knobs or {}))
         if self.classes not in ("data", "balanced"):
             raise ValueError(
@@ -64,10 +70,17 @@ class Protocol:
             raise ValueError(
                 f"wanted protocol.per_class of at least 1, or null, got {self.per_class}"
             )
-        if self.validation_images is not None and self.validation_images < 0:
+        count = self.validation_images
+        if count is not None and (type(count) is not int or count < 0):
             raise ValueError(
                 "wanted protocol.validation_images of at least 0, or null for all, got "
                 f"{self.validation_images}"
+            )
+        draws = self.bound_samples
+        if draws is not None and (type(draws) is not int or draws < 1):
+            raise ValueError(
+                "wanted protocol.bound_samples as a whole number of at least 1, or null for the "
+                f"prior's own, got {draws}; type protocol.bound_samples=32"
             )
         if self.reference.sha256 is not None and self.reference.npz is None:
             raise ValueError(
@@ -77,8 +90,10 @@ class Protocol:
         guidances.parse(self.guidance)  # a mistake in it is better found before any work
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the card."""
-        return asdict(self)
+        """Plain values, for the card; `bound_samples` only where it is set, so that cards from
+        before there was such a setting are of the same recipe."""
+        unset = {"bound_samples"} if self.bound_samples is None else set()
+        return {name: value for name, value in asdict(self).items() if name not in unset}
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from vqgen import build, checkpoint, pipeline
+from vqgen.contracts import Prior
 from vqgen.data.images import ImageData
 from vqgen.evaluation import generator, quality, sets
 from vqgen.evaluation.protocol import Protocol
@@ -34,6 +35,8 @@ class Subject:
             raise ValueError("wanted model=RUN or samples=FILE.npz, got neither")
         self.protocol, self.model = protocol, model
         self.pipeline = None if model is None else pipeline.load(model, device=device)
+        if self.pipeline is not None and self.pipeline.has_prior:
+            self._prepare(self.pipeline.prior, samples_it=samples is None)
         self.data = self._typed(data) if data else None if model is None else data_of(model)
         self.given = None if samples is None else sets.read(samples)
         self.reference = self._reference()
@@ -43,6 +46,19 @@ class Subject:
     def has_prior(self) -> bool:
         """Whether there is a model that makes images."""
         return self.pipeline is not None and self.pipeline.has_prior
+
+    def _prepare(self, prior: Prior, *, samples_it: bool) -> None:
+        """Set the prior up as the protocol says; what it does not have is refused before any data
+        is read."""
+        draws = self.protocol.bound_samples
+        if samples_it:
+            pipeline.checked_knobs(prior, self.protocol.knobs)
+        if draws is not None and prior.bound_samples is None:
+            raise ValueError(
+                "protocol.bound_samples is of priors whose bound is drawn (absorbing), got "
+                f"{draws} with {type(prior).__name__}; type protocol.bound_samples=null"
+            )
+        prior.bound_samples = draws or prior.bound_samples
 
     def split(self, name: str, n: int | None = None, seed: int = 0) -> Images:
         """Images of the run's own data; see sets.of_split."""

@@ -26,7 +26,8 @@ from vqgen.sampling.guidance import guide
 from vqgen.sampling.masking import Masking, nats
 from vqgen.sampling.replacement import Replacement
 from vqgen.sampling.schedules import Schedule, parse
-from vqgen.sampling.unmasking import UnmaskingKnobs
+from vqgen.sampling.unmasking import UnmaskingKnobs, whole
+from vqgen.words import cure
 
 KERNELS: dict[str, type[Masking] | type[Replacement]] = {
     "absorbing": Masking,
@@ -39,7 +40,9 @@ class Absorbing(Prior):
     """Discrete diffusion over the tokens of one scale (Austin et al. 2021): a bidirectional
     transformer predicts all clean tokens from the noisy ones.
 
-    kernel       absorbing: noise is the mask; uniform: noise is any other code
+    kernel       absorbing: noise is the mask; uniform: noise is any other code, and what a noisy
+                 token says of its clean one is added to the network's logits (a checkpoint of a
+                 version that did not add it has to be trained again)
     noise_steps  T; None: a continuous mask rate (Sahoo et al. 2024)
     weight       w_t of the cross-entropy on masked tokens: elbo (w_t = T rho_t: the bound itself;
                  for the uniform kernel T times its divergence), uniform (1), maskgit (what MaskGIT
@@ -80,19 +83,17 @@ class Absorbing(Prior):
         super().__init__()
         self.check(spec)
         assert isinstance(spec, TokenSpec)
-        if kernel not in KERNELS:
-            raise ValueError(f"wanted prior.kernel as one of {', '.join(KERNELS)}, got {kernel}")
-        if not isinstance(bound_samples, int) or bound_samples < 1:
+        if kernel not in list(KERNELS):  # a list has no hash
             raise ValueError(
-                f"wanted bound_samples as a whole number of at least 1, got {bound_samples}; type "
-                "prior.bound_samples=4"
+                f"wanted prior.kernel as one of {', '.join(KERNELS)}, got {kernel}"
+                f"{cure(kernel, KERNELS, 'prior.kernel=absorbing')}"
             )
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.text_size = (text_length, text_dim) if text_length else None
         self.clock = Clock(parse(schedule), noise_steps)
         self.process = KERNELS[kernel](spec.vocab_size, self.clock)
         self.weight = self.clock.weight(weight)  # None: the bound itself
-        self.bound_samples = bound_samples
+        self.bound_samples = whole("bound_samples", bound_samples, "prior.bound_samples=4")
         self.net = Bidirectional(
             size=spec.scales[0],
             inputs=self.process.inputs,
@@ -122,6 +123,11 @@ class Absorbing(Prior):
 
     # ---- loss and likelihood
 
+    def logits(self, noisy: Tensor, rate: Tensor, condition: Condition) -> Tensor:
+        """log p(x_0 | x_t) up to a constant: noisy tokens [batch, length] and their share of noise
+        [batch] -> [batch, length, codes]. What the network says, and what the noisy token does."""
+        return self.process.informed(self.net.logits(noisy, rate, condition), noisy, rate[:, None])
+
     def loss(self, latents: Tensor, condition: Condition) -> Losses:
         """w_t-weighted cross-entropy on noisy tokens in nats per token of the image; conditions are
         withheld with `label_dropout`. With weight=elbo its mean is the bound without its prior
@@ -130,7 +136,7 @@ class Absorbing(Prior):
         s = self.clock.draw(len(latents))
         keep = self.clock.now(s).to(device, torch.float32)
         noisy = self.process.corrupt(latents, keep, torch.rand(2, *latents.shape, device=device))
-        logits = self.net.logits(noisy, 1 - keep, condition.drop(self.label_dropout))
+        logits = self.logits(noisy, 1 - keep, condition.drop(self.label_dropout))
         counted = self.process.counted(noisy)
         errors = counted * nats(logits, latents)
         if self.weight is None:
@@ -154,9 +160,10 @@ class Absorbing(Prior):
 
         def predict(noisy: Tensor, rate: Tensor) -> Tensor:
             with torch.autocast(device, enabled=False):
-                return self.net.logits(noisy, rate.to(noisy.device, torch.float32), condition)
+                return self.logits(noisy, rate.to(noisy.device, torch.float32), condition)
 
         draws = Draws(seeds.tolist())
+        assert self.bound_samples is not None
         parts = self.process.bound(predict, latents, draws, self.bound_samples)
         return {name: part / math.log(2) for name, part in parts.items()}
 
@@ -190,16 +197,16 @@ class Absorbing(Prior):
             front = torch.cat([self.net.condition(part) for part in conditions])
             visible = self.net.condition.visible(condition)
 
-            def predict(now: Tensor, asked: Tensor, rate: float, step: int) -> Tensor:
-                rows, asked = branches.needed(asked, step)
+            def predict(now: Tensor, wanted: Tensor, rate: float, step: int) -> Tensor:
+                rows, asked = branches.needed(wanted, step)
                 noisy = now.masked_fill(now < 0, self.spec.vocab_size)[rows % batch]
                 rates = front.new_full((len(rows),), rate)
                 seen = None if visible is None else visible[rows % batch]
                 logits = self.net(noisy, rates, front[rows], seen, asked)
-                if not branches.has_guidance(step):
-                    return logits
-                conditional, null = logits.chunk(2)
-                return guide(conditional, null, branches.scales[step])
+                if branches.has_guidance(step):
+                    conditional, null = logits.chunk(2)
+                    logits = guide(conditional, null, branches.scales[step])
+                return self.process.informed(logits, now[wanted], rate)
 
             return self.process.generate(
                 predict,

@@ -28,6 +28,7 @@ from vqgen.sampling.field import Field
 from vqgen.sampling.knobs import ContinuousKnobs
 from vqgen.sampling.paths import WEIGHTS, GaussianPath, Kind, fit
 from vqgen.sampling.times import grid
+from vqgen.words import cure
 
 
 @final
@@ -219,6 +220,6 @@ def choice(name: str, value: str, options: Iterable[str], *, instead: str | None
     words = list(options)
     if value not in words:
         raise ValueError(
-            f"wanted {name} as one of {', '.join(words)}, got {value}; "
-            f"type {instead or f'prior.{name}={words[0]}'}"
+            f"wanted {name} as one of {', '.join(words)}, got {value}"
+            f"{cure(value, words, instead or f'prior.{name}={words[0]}')}"
         )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqgen.sampling.schedules import GRID, Schedule
+from vqgen.words import cure
 
 Weight = Callable[[Tensor], Tensor]  # noise times s = t / T, float64 [batch] -> w_t, as many
 
@@ -144,7 +145,8 @@ class Clock:
         if not callable(wanted) and str(wanted) not in named:
             raise ValueError(
                 f"wanted prior.weight as one of elbo, {', '.join(named)} or, in Python, a function "
-                f"of s = t / T that is nowhere negative, got {wanted}; type prior.weight=elbo"
+                f"of s = t / T that is nowhere negative, got {wanted}"
+                f"{cure(wanted, ['elbo', *named], 'prior.weight=elbo')}"
             )
         weight = wanted if callable(wanted) else named[wanted]
         values = weight(self.at((torch.arange(GRID, device="cpu") + 0.5) / GRID))

@@ -15,6 +15,7 @@ from vqgen.sampling.field import Field
 from vqgen.sampling.paths import GaussianPath
 from vqgen.sampling.stochastic import Noise
 from vqgen.sampling.times import SPACINGS
+from vqgen.words import cure
 
 Advance = Callable[[Field, Tensor, Tensor, Tensor], Tensor]  # (field, x_t, t, u) -> x_u
 ANNEALED_SNR, LEAST_SNR = 0.5, 0.05  # of langevin: by default, and the least
@@ -53,8 +54,8 @@ class ContinuousKnobs:
         for name, table in (("solver", SOLVERS), ("spacing", SPACINGS)):
             if getattr(self, name) not in list(table):  # a list has no hash
                 raise ValueError(
-                    f"wanted {name} as one of {', '.join(table)}, got {getattr(self, name)}; "
-                    f"type {name}={next(iter(table))}"
+                    f"wanted {name} as one of {', '.join(table)}, got {getattr(self, name)}"
+                    f"{cure(getattr(self, name), table, f'{name}={next(iter(table))}')}"
                 )
         for name in ("steps", "corrector_steps", "resample"):
             count = getattr(self, name)

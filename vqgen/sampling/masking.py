@@ -31,6 +31,10 @@ class Masking:
         """-> Bool, the places whose prediction the simplified loss counts: the masked ones."""
         return noisy == self.codes
 
+    def informed(self, logits: Tensor, noisy: Tensor, rate: Tensor | float) -> Tensor:
+        """The logits as they are: a mask says nothing about what it hides."""
+        return logits
+
     def terms(self, logits: Tensor, tokens: Tensor, noisy: Tensor, s: Tensor) -> Tensor:
         """T L_t per place, in nats, whose mean over t is the bound: T rho_t 1{x_t = m} (-log p).
 

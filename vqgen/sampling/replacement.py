@@ -12,11 +12,15 @@ from vqgen.sampling.masking import Predictor
 from vqgen.sampling.unmasking import OnStep, Predict, UnmaskingKnobs
 
 SMALLEST = 1e-30  # probability: a float32 with a finite logarithm
+LEAST_RATE = 1e-9  # of noise: below it a token is taken to be clean anyhow
 
 
 class Replacement:
     """Uniform discrete diffusion over `codes` codes (Austin et al. 2021): no mask, so a wrong token
-    may still be put right, but nothing says which tokens are noise."""
+    may still be put right, but nothing says which tokens are noise.
+
+    The network predicts what its neighbors say about a token; what the noisy token itself says is
+    known and added (`informed`). Weights of a version that did not add it mean something else."""
 
     def __init__(self, codes: int, clock: Clock) -> None:
         if clock.steps is None:
@@ -36,6 +40,18 @@ class Replacement:
     def counted(self, noisy: Tensor) -> Tensor:
         """-> Bool, the places whose prediction the simplified loss counts: all."""
         return torch.ones_like(noisy, dtype=torch.bool)
+
+    def informed(self, logits: Tensor, noisy: Tensor, rate: Tensor | float) -> Tensor:
+        """Logits plus log q(x_t | x_0) up to a constant, log(1 + K keep / rate) where x_0 = x_t and
+        0 elsewhere, since q(x_t | x_0) = keep 1{x_0 = x_t} + rate / K: flat logits become the exact
+        posterior of tokens that are alike likely, whose bound is log K.
+
+        logits Float [..., codes], noisy Long [...], rate (the noise, 1 - keep) broadcast to [...]
+        -> [..., codes], in float32 at least."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        rate = torch.as_tensor(rate, dtype=logits.dtype, device=logits.device)
+        known = torch.log1p(self.codes * (1 - rate) / rate.clamp(min=LEAST_RATE))
+        return logits.scatter_add(-1, noisy[..., None], known.expand(noisy.shape)[..., None])
 
     def terms(self, logits: Tensor, tokens: Tensor, noisy: Tensor, s: Tensor) -> Tensor:
         """T L_t per place, in nats: T KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), where p is the

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vqgen.words import nearest
+
 Curve = Callable[[Tensor], Tensor]
 
 NEARLY_ALL = 0.01  # of the tokens may be clean at s = 1: sampling starts as if none were
@@ -121,7 +123,7 @@ def parse(wanted: str | Sequence[float] | Schedule) -> Schedule:
         return knots(wanted)
     raise ValueError(
         f"wanted schedule as one of {', '.join(SCHEDULES)} or a list of falling alpha-bars like "
-        f"[1,0.9,0.5,0], got {wanted}"
+        f"[1,0.9,0.5,0], got {wanted}{nearest(str(wanted), SCHEDULES)}"
     )
 
 

@@ -14,6 +14,7 @@ from vqgen.sampling.draws import Draws
 from vqgen.sampling.halton import halton_ranks
 from vqgen.sampling.logits import LogitKnobs
 from vqgen.sampling.schedules import Schedule, parse
+from vqgen.words import cure
 
 # (tokens [batch, length], places to predict Bool [batch, length], noise rate, step) -> guided
 # logits of those places, in order, [places, vocab]
@@ -44,8 +45,11 @@ class UnmaskingKnobs(LogitKnobs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler not in ORDERS:
-            raise ValueError(f"wanted sampler as one of {', '.join(ORDERS)}, got {self.sampler}")
+        if self.sampler not in list(ORDERS):  # a list has no hash
+            raise ValueError(
+                f"wanted sampler as one of {', '.join(ORDERS)}, got {self.sampler}"
+                f"{cure(self.sampler, ORDERS, 'sampler=ancestral')}"
+            )
         object.__setattr__(self, "steps", whole("steps", self.steps, "steps=16"))
         if self.schedule is not None:
             parse(self.schedule)
