@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_every_line_is_one_that_training_logs(tmp_path: Path) -> None:
     assert asked - ELSEWHERE - bits <= logged
     pictures = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "samples").glob("*.png")}
     assert "samples_reconstructions" in pictures
+
+
+def test_the_small_distance_has_a_panel_whatever_its_network_and_count() -> None:
+    """Its name holds both (vqgen/evaluation/small.py), so the panel is by a pattern."""
+    for name in ("val/fd_efficientnet_lite0_n256", "val/rfd_timm_resnet50_n64"):
+        assert re.fullmatch(dashboard.SMALL_FD, name)
+    made = [dashboard.workspace(SETTINGS), dashboard.report(SETTINGS)]
+    assert all(json.dumps(dashboard.SMALL_FD) in json.dumps(dashboard.checked(m)) for m in made)
 
 
 def test_publishing_needs_a_name(tmp_path: Path, monkeypatch, capsys) -> None:
