@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, runs
 from vqgen.evaluation import comparison
-from vqgen.evaluation.protocol import Protocol, chosen
+from vqgen.evaluation.protocol import Protocol, check_texts, chosen
 from vqgen.evaluation.run import Evaluated, Evaluation
-from vqgen.evaluation.subject import Subject
+from vqgen.evaluation.subject import Subject, which
 from vqgen.metrics import features
 
 
@@ -20,8 +21,9 @@ from vqgen.metrics import features
 def main(config: DictConfig) -> None:
     """Check everything, measure, write card.json, card.md, pictures and samples.npz."""
     settings = build.plain(config)
-    if settings["batch"] < 1:
+    if type(settings["batch"]) is not int or settings["batch"] < 1:
         raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=32")
+    check_texts(settings, "cache", "root", optional=("model", "out"))
     protocol = Protocol(**chosen(settings))
     model, samples = find_model(settings), settings["samples"]
     if samples is not None and not isinstance(samples, str):
@@ -29,9 +31,13 @@ def main(config: DictConfig) -> None:
             f"wanted samples=FILE.npz or a folder of pictures, got {samples}; for their number "
             f"type protocol.samples={samples}"
         )
+    if model is not None:
+        print(which(model))
     device = build.device(settings["device"])
     given = None if samples is None else Path(samples)
     data = settings.get("data")
+    if data and "size" in data and model is not None and "data.size" not in cli.typed_keys():
+        data |= {"size": None}  # the model knows it
     subject = Subject(protocol, model=model, samples=given, data=data, device=device)
     network = features.load(protocol.features, protocol.weights, device)
     evaluation = Evaluation(
@@ -39,6 +45,7 @@ def main(config: DictConfig) -> None:
     )
     base = (model or Path(".")) / "evaluation"
     out = Path(settings["out"] or card_folder(base, protocol, given))  # before any work
+    check_folder(out)
     evaluated = evaluation.run()
     evaluated.write(out, npz=settings["npz"] and given is None)
     send(evaluated, settings, out)
@@ -67,6 +74,17 @@ def card_folder(base: Path, protocol: Protocol, given: Path | None) -> Path:
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         return folder.with_name(f"{folder.name}_{digest[:8]}")
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Make it. Raises ValueError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "no right to write there"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise ValueError(f"the card cannot go to {folder} ({reason}); type out=DIR for another")
 
 
 def send(evaluated: Evaluated, settings: dict[str, Any], out: Path) -> None:
