@@ -47,6 +47,8 @@ def main(config: DictConfig) -> None:
     out = Path(settings["out"] or card_folder(base, protocol, given))  # before any work
     check_folder(out)
     evaluated = evaluation.run()
+    if not settings["out"]:  # another recipe's card may have come while this was at work
+        out = card_folder(base, protocol, given)
     evaluated.write(out, npz=settings["npz"] and given is None)
     send(evaluated, settings, out)
     print("\n".join(evaluated.card.markdown().split("\n## ")[0].splitlines()))

@@ -289,6 +289,9 @@ def test_moments_of_a_reference_file(tmp_path: Path) -> None:
         ({"mu": np.zeros(4)}, r"\[4\] and None"),
         ({"mu": np.zeros(4), "sigma": np.eye(3)}, r"\[4\] and \[3, 3\]"),
     ]
+    for mean in (np.full(4, np.nan), np.array(["a"] * 4)):
+        with pytest.raises(ValueError, match=r"mu and sigma in .*b\.npz as finite numbers, got"):
+            sets.read(runs.npz(tmp_path / "b.npz", mu=mean, sigma=np.eye(4)))
     for given, got in wrong:
         with pytest.raises(ValueError, match=rf"wanted mu \[d\] and sigma \[d, d\] in .*{got}"):
             sets.read(runs.npz(tmp_path / "b.npz", **given))
@@ -370,6 +373,7 @@ def test_refused_files(tmp_path: Path) -> None:
         ({"validation_images": -4}, "protocol.validation_images of at least 0, or null"),
         ({"samples": None}, "protocol.samples of at least 2, got None; type a whole number"),
         ({"samples": 12.0}, r"protocol.samples of at least 2, got 12.0; type a whole number"),
+        ({"seed": 2**63}, r"protocol.seed of at least 0, got 9223.*; type a whole number under 2"),
         ({"per_class": "many"}, "protocol.per_class of at least 1, or null, got 'many'"),
         ({"reference": None}, "protocol.reference as its settings, got None"),
         ({"reference": {"n": 0}}, "protocol.reference.n of at least 1, or null, got 0"),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from vqgen.sampling import guidance as guidances
 
 LPIPS = ("vgg", "alex", "squeeze")
+MOST = 2**62  # of a whole number: seed + i has to fit into 63 bits
 TRUSTED = 10_000  # images; under it the name of a distance says how many there were
 
 
@@ -110,10 +111,10 @@ def chosen(settings: dict[str, Any]) -> dict[str, Any]:
 def _check_whole(name: str, value: Any, least: int, or_null: bool = False) -> None:
     if value is None and or_null:
         return
-    if type(value) is not int or value < least:
+    if type(value) is not int or not least <= value < MOST:
         raise ValueError(
             f"wanted protocol.{name} of at least {least}{', or null' if or_null else ''}, got "
-            f"{value!r}; type a whole number"
+            f"{value!r}; type a whole number under 2^62"
         )
 
 
