@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from vqgen import build, checkpoint, cli, pictures, pipeline, runs
 from vqgen.evaluation import comparison, plots, sets
+from vqgen.evaluation.card import check_folder
 from vqgen.evaluation.protocol import Protocol, check_texts, chosen
 from vqgen.evaluation.subject import which
 from vqgen.training import launch
@@ -33,6 +34,8 @@ def main(config: DictConfig) -> None:
     check_texts(settings, "cache", "out", "demo_root")
     settings["protocol"] = chosen(settings)
     Protocol(**settings["protocol"])  # what cannot be followed is refused before any training
+    if settings["models"] or settings["demo"]:
+        check_folder(Path(settings["out"]))
     settings["steps"] = checked_steps(settings["steps"])
     given = settings["models"] if isinstance(settings["models"], list) else [settings["models"]]
     models = [Path(str(path)) for path in given if path is not None]

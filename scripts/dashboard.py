@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vqgen import build, checkpoint, cli
+from vqgen.evaluation.card import check_folder
+from vqgen.evaluation.protocol import check_texts
 
 # section -> the numbers of one panel each, as training logs them
 LINES: dict[str, list[tuple[str, ...]]] = {
@@ -52,6 +54,8 @@ def main(config: DictConfig) -> None:
     if settings["publish"] and not settings["entity"]:
         raise ValueError("publish=true needs entity=NAME, your user or team on the W&B server")
     check_names(settings)
+    check_texts(settings, "out")
+    check_folder(Path(settings["out"]))
     made = {"workspace": workspace(settings), "report": report(settings)}
     for name, thing in made.items():
         path = Path(settings["out"]) / f"{name}.json"

@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, runs
 from vqgen.evaluation import comparison
+from vqgen.evaluation.card import check_folder
 from vqgen.evaluation.protocol import Protocol, check_texts, chosen
 from vqgen.evaluation.run import Evaluated, Evaluation
 from vqgen.evaluation.subject import Subject, which
@@ -76,17 +76,6 @@ def card_folder(base: Path, protocol: Protocol, given: Path | None) -> Path:
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         return folder.with_name(f"{folder.name}_{digest[:8]}")
     return folder
-
-
-def check_folder(folder: Path) -> None:
-    """Make it. Raises ValueError if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(folder, os.W_OK) else "no right to write there"
-    except OSError as error:
-        reason = error.strerror
-    if reason is not None:
-        raise ValueError(f"the card cannot go to {folder} ({reason}); type out=DIR for another")
 
 
 def send(evaluated: Evaluated, settings: dict[str, Any], out: Path) -> None:

@@ -84,6 +84,13 @@ def test_publishing_needs_a_name(tmp_path: Path, monkeypatch, capsys) -> None:
         ("name=''", "wanted name as a word, got ''"),
         ("project=a/b", "without /\\#?%:, got the letters '/'; type project=vqgen"),
         ("entity=" + "e" * 129, "got 129 letters"),
+        ("out=null", "wanted out as a text, got None"),
+        ("~out", "wanted out as a text, got None"),
+        ("out=5", "wanted out as a text, got 5"),
+        (
+            "out=/dev/null/x",
+            "nothing can be written to /dev/null/x (Not a directory); type out=DIR",
+        ),
     ],
 )
 def test_bad_names(word: str, answer: str, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scripts.evaluate import card_folder, check_folder
+from scripts.evaluate import card_folder
 from tests import tiny
 from tests.evaluation import runs
 from vqgen import build, cli
 from vqgen.evaluation import generator, likelihood, quality, sets
-from vqgen.evaluation.card import Card
+from vqgen.evaluation.card import Card, check_folder
 from vqgen.evaluation.protocol import Protocol
 from vqgen.evaluation.quality import Extractor
 from vqgen.evaluation.run import Evaluated, Evaluation
@@ -418,7 +418,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path: Path
     check_folder(tmp_path / "new")
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "x"):
-        with pytest.raises(ValueError, match=r"the card cannot go to .*; type out=DIR"):
+        with pytest.raises(ValueError, match=r"nothing can be written to .*; type out=DIR"):
             check_folder(out)
 
 

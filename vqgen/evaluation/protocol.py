@@ -123,7 +123,7 @@ def check_texts(
 ) -> None:
     """Raise ValueError for a setting that is no text (an optional one: nor null)."""
     for name in (*names, *optional):
-        value = settings[name]
+        value = settings.get(name)
         if not isinstance(value, str) and (value is not None or name in names):
             raise ValueError(f"wanted {of}{name} as a text, got {value!r}")
 
