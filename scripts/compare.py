@@ -18,7 +18,9 @@ from torchvision.transforms.v2 import functional
 
 from vqgen import build, checkpoint, cli, pictures, pipeline, runs
 from vqgen.evaluation import comparison, plots, sets
-from vqgen.evaluation.protocol import Protocol, chosen
+from vqgen.evaluation.card import check_folder
+from vqgen.evaluation.protocol import Protocol, check_texts, chosen
+from vqgen.evaluation.subject import which
 from vqgen.training import launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,15 +31,21 @@ SHOWN = 24  # samples of each prior in the picture of all
 def main(config: DictConfig) -> None:
     """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
     settings = build.plain(config)
+    check_texts(settings, "cache", "out", "demo_root")
     settings["protocol"] = chosen(settings)
-    Protocol(**settings["protocol"])  # a mistake in it is better found before any work
+    Protocol(**settings["protocol"])  # what cannot be followed is refused before any training
+    if settings["models"] or settings["demo"]:
+        check_folder(Path(settings["out"]))
     settings["steps"] = checked_steps(settings["steps"])
-    models = list(dict.fromkeys(Path(path) for path in settings["models"]))
+    given = settings["models"] if isinstance(settings["models"], list) else [settings["models"]]
+    models = [Path(str(path)) for path in given if path is not None]
     if settings["demo"]:
         models += train_demo(settings)
+    models = each_once(models)
     if not models:
         raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
     jobs = [job for model in models for job in jobs_of(model, settings)]
+    print("\n".join(which(model) for model in models), flush=True)
     cards = [evaluate(model, changes, settings) for model, changes in jobs]
     pairs = zip(jobs, cards, strict=True)
     rows = [comparison.row_of(card, minutes_of(model)) for (model, _), card in pairs]
@@ -50,6 +58,16 @@ def main(config: DictConfig) -> None:
     send(rows, folders, written, settings)
     print(comparison.markdown(rows))
     print(f"{out}/comparison.md, comparison.csv, {', '.join(path.name for path in written)}")
+
+
+def each_once(models: list[Path]) -> list[Path]:
+    """The runs in the order typed; of one that was typed twice the first, which is said."""
+    found: dict[Path, Path] = {}
+    for model in models:
+        first = found.setdefault(model.resolve(), model)
+        if first is not model:
+            print(f"{model} is the same run as {first}: compared once")
+    return list(found.values())
 
 
 def checked_steps(steps: Any) -> list[int]:
@@ -86,7 +104,8 @@ def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> 
     out = folder_of(model, changes, settings)
     path = out / "card.json"
     newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
-    if settings["reuse"] and path.is_file() and path.stat().st_mtime > newest:
+    data = [w for w in cli.typed_overrides() if w.split("=")[0].split(".")[0] == "data"]
+    if settings["reuse"] and not data and path.is_file() and path.stat().st_mtime > newest:
         card = comparison.read_card(path)
         if card["protocol"] == Protocol(**protocol).as_dict():
             print(f"reusing {path}")
@@ -97,6 +116,7 @@ def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> 
     words += [f"protocol.{name}={_typed(value)}" for name, value in changes.items() if value != {}]
     typed = [word for word in cli.typed_overrides() if word.startswith("protocol.")]
     words += [word for word in typed if word.split(".")[1].split("=")[0] not in changes]
+    words += data
     run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
     return comparison.read_card(path)
 

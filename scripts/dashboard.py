@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vqgen import build, checkpoint, cli
+from vqgen.evaluation.card import check_folder
+from vqgen.evaluation.protocol import check_texts
 
 # section -> the numbers of one panel each, as training logs them
 LINES: dict[str, list[tuple[str, ...]]] = {
@@ -38,6 +40,7 @@ LINES: dict[str, list[tuple[str, ...]]] = {
         ("perf/progress",),
     ],
 }
+SMALL_FD = r"val/r?fd_.*"  # of small_fd.samples=N; the names end in the network and N
 PICTURES = ("samples/reconstructions", "samples/by_class")
 TABLES = {"Evaluation": ("evaluation/card",), "Comparison of runs": ("comparison/trilemma",)}
 FORBIDDEN, LONGEST = "/\\#?%:", 128  # of names of W&B projects
@@ -51,6 +54,8 @@ def main(config: DictConfig) -> None:
     if settings["publish"] and not settings["entity"]:
         raise ValueError("publish=true needs entity=NAME, your user or team on the W&B server")
     check_names(settings)
+    check_texts(settings, "out")
+    check_folder(Path(settings["out"]))
     made = {"workspace": workspace(settings), "report": report(settings)}
     for name, thing in made.items():
         path = Path(settings["out"]) / f"{name}.json"
@@ -96,6 +101,8 @@ def workspace(settings: dict[str, Any]) -> Any:
     made = []
     for name, panels in LINES.items():
         lines = [wr.LinePlot(title=" and ".join(y), x="step", y=list(y)) for y in panels]
+        if name == "Reconstruction":
+            made.append(ws.Section(name="Small FD", panels=[_small_fd(wr)], is_open=True))
         made.append(ws.Section(name=name, panels=lines, is_open=True))
         if name == "Codebook":
             shown = [wr.MediaBrowser(title=key, media_keys=[key]) for key in PICTURES]
@@ -121,7 +128,11 @@ def report(settings: dict[str, Any]) -> Any:
     grids = {
         "What was trained": [wr.RunComparer(diff_only="split")],
         "Tokenizers": [wr.LinePlot(x="step", y=["val/psnr"]), _lines(wr, "Codebook")],
-        "Priors": [_lines(wr, "Likelihood"), wr.MediaBrowser(media_keys=[PICTURES[1]])],
+        "Priors": [
+            _lines(wr, "Likelihood"),
+            _small_fd(wr),
+            wr.MediaBrowser(media_keys=[PICTURES[1]]),
+        ],
         "The trilemma": [
             wr.WeavePanelSummaryTable(table_name=TABLES["Comparison of runs"][0]),
             wr.MediaBrowser(media_keys=list(COMPARED[:2])),
@@ -154,6 +165,10 @@ def sections(thing: Any) -> list[str]:
 
 def _lines(wr: Any, section: str) -> Any:
     return wr.LinePlot(title=section, x="step", y=list(LINES[section][0]))
+
+
+def _small_fd(wr: Any) -> Any:
+    return wr.LinePlot(title="Small FD, within a run only", x="step", metric_regex=SMALL_FD)
 
 
 def _libraries() -> tuple[Any, Any]:

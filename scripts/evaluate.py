@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, runs
 from vqgen.evaluation import comparison
-from vqgen.evaluation.protocol import Protocol, chosen
+from vqgen.evaluation.card import check_folder
+from vqgen.evaluation.protocol import Protocol, check_texts, chosen
 from vqgen.evaluation.run import Evaluated, Evaluation
-from vqgen.evaluation.subject import Subject
+from vqgen.evaluation.subject import Subject, which
 from vqgen.metrics import features
 
 
@@ -20,8 +21,9 @@ from vqgen.metrics import features
 def main(config: DictConfig) -> None:
     """Check everything, measure, write card.json, card.md, pictures and samples.npz."""
     settings = build.plain(config)
-    if settings["batch"] < 1:
+    if type(settings["batch"]) is not int or settings["batch"] < 1:
         raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=32")
+    check_texts(settings, "cache", "root", optional=("model", "out"))
     protocol = Protocol(**chosen(settings))
     model, samples = find_model(settings), settings["samples"]
     if samples is not None and not isinstance(samples, str):
@@ -29,9 +31,13 @@ def main(config: DictConfig) -> None:
             f"wanted samples=FILE.npz or a folder of pictures, got {samples}; for their number "
             f"type protocol.samples={samples}"
         )
+    if model is not None:
+        print(which(model))
     device = build.device(settings["device"])
     given = None if samples is None else Path(samples)
     data = settings.get("data")
+    if data and "size" in data and model is not None and "data.size" not in cli.typed_keys():
+        data |= {"size": None}  # the model knows it
     subject = Subject(protocol, model=model, samples=given, data=data, device=device)
     network = features.load(protocol.features, protocol.weights, device)
     evaluation = Evaluation(
@@ -39,7 +45,10 @@ def main(config: DictConfig) -> None:
     )
     base = (model or Path(".")) / "evaluation"
     out = Path(settings["out"] or card_folder(base, protocol, given))  # before any work
+    check_folder(out)
     evaluated = evaluation.run()
+    if not settings["out"]:  # another recipe's card may have come while this was at work
+        out = card_folder(base, protocol, given)
     evaluated.write(out, npz=settings["npz"] and given is None)
     send(evaluated, settings, out)
     print("\n".join(evaluated.card.markdown().split("\n## ")[0].splitlines()))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,14 @@ def test_every_line_is_one_that_training_logs(tmp_path: Path) -> None:
     assert "samples_reconstructions" in pictures
 
 
+def test_the_small_distance_has_a_panel_whatever_its_network_and_count() -> None:
+    """Its name holds both (vqgen/evaluation/small.py), so the panel is by a pattern."""
+    for name in ("val/fd_efficientnet_lite0_n256", "val/rfd_timm_resnet50_n64"):
+        assert re.fullmatch(dashboard.SMALL_FD, name)
+    made = [dashboard.workspace(SETTINGS), dashboard.report(SETTINGS)]
+    assert all(json.dumps(dashboard.SMALL_FD) in json.dumps(dashboard.checked(m)) for m in made)
+
+
 def test_publishing_needs_a_name(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert typed("scripts.dashboard", ["publish=true"], monkeypatch) == 2
@@ -75,6 +84,13 @@ def test_publishing_needs_a_name(tmp_path: Path, monkeypatch, capsys) -> None:
         ("name=''", "wanted name as a word, got ''"),
         ("project=a/b", "without /\\#?%:, got the letters '/'; type project=vqgen"),
         ("entity=" + "e" * 129, "got 129 letters"),
+        ("out=null", "wanted out as a text, got None"),
+        ("~out", "wanted out as a text, got None"),
+        ("out=5", "wanted out as a text, got 5"),
+        (
+            "out=/dev/null/x",
+            "nothing can be written to /dev/null/x (Not a directory); type out=DIR",
+        ),
     ],
 )
 def test_bad_names(word: str, answer: str, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -136,6 +136,31 @@ def test_step_counts_as_typed() -> None:
             compare.checked_steps(wrong)
 
 
+def test_a_run_typed_twice_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = [Path("a"), Path("b"), tmp_path / "a"]
+    assert compare.each_once(typed) == typed[:2]
+    assert capsys.readouterr().out == f"{tmp_path / 'a'} is the same run as a: compared once\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("", "delete it$"),
+        ("[1]", "no model, numbers, costs, protocol; delete it"),
+        ('{"model": {"path": "x"}, "numbers": {"FD": 3}, "costs": {}, "protocol": {}}', "no FD; "),
+        ('{"model": {}, "numbers": {}, "costs": {}, "protocol": {}}', "no model path; delete"),
+    ],
+)
+def test_what_is_no_card(text: str, answer: str, tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"card.json is no card of an evaluation.*{answer}"):
+        comparison.read_card(tmp_path / "card.json")
+    (tmp_path / "card.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"card.json is no card of an evaluation \("):
+        comparison.read_card(tmp_path / "card.json")
+
+
 def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every command of demo=true passes the checks of its own entry point; trained runs stay."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):

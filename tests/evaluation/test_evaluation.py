@@ -20,11 +20,11 @@ from tests import tiny
 from tests.evaluation import runs
 from vqgen import build, checkpoint, cli
 from vqgen.evaluation import generator, likelihood, quality, sets
-from vqgen.evaluation.card import Card
+from vqgen.evaluation.card import Card, check_folder
 from vqgen.evaluation.protocol import Protocol
 from vqgen.evaluation.quality import Extractor
 from vqgen.evaluation.run import Evaluated, Evaluation
-from vqgen.evaluation.subject import Subject
+from vqgen.evaluation.subject import Subject, data_of, which
 from vqgen.metrics import features
 from vqgen.metrics.distances import Moments, frechet, kernel_distance
 from vqgen.metrics.features import Features
@@ -242,6 +242,26 @@ def test_labels_follow_the_protocol() -> None:
         generator.labels_of(runs.protocol("gfid-adm", samples=2000), 1000, None)
     with pytest.raises(ValueError, match="class mismatch"):
         generator.labels_of(runs.protocol(), 1, train)
+    with pytest.raises(ValueError, match="wants 50 images per class, and the model has no classes"):
+        generator.labels_of(runs.protocol("gfid-adm"), 0, None)
+
+
+def test_a_published_protocol_on_a_model_of_other_classes(root: Path, first: Evaluated) -> None:
+    """gfid-adm counts on 50 of each of 1000 classes, and on a reference with no others."""
+    model = root / "stage2" / "20260101_000000_tiny"
+    options: dict[str, Any] = {"model": model, "samples": None, "device": "cpu"}
+
+    def reference(classes: int) -> dict[str, Any]:
+        file = runs.npz(root / f"adm{classes}.npz", arr_1=np.arange(9) * classes // 9)
+        return {"npz": str(file)}
+
+    whole = runs.protocol("gfid-adm", samples=50000, reference=reference(3))
+    with pytest.raises(ValueError, match=r"50 per class, but the model has 3 classes"):
+        Subject(whole, **options)
+    with pytest.raises(ValueError, match=r"class mismatch: .*adm1000.npz has class 888, the model"):
+        Subject(replace(whole, reference=reference(1000)), **options)
+    with pytest.raises(ValueError, match=r"VIRTUAL_imagenet256_labeled.npz; type"):
+        Subject(runs.protocol("gfid-adm"), **options)
 
 
 def test_a_bound_is_drawn_as_often_as_the_protocol_says(tmp_path: Path) -> None:
@@ -298,6 +318,9 @@ def test_moments_of_a_reference_file(tmp_path: Path) -> None:
         ({"mu": np.zeros(4)}, r"\[4\] and None"),
         ({"mu": np.zeros(4), "sigma": np.eye(3)}, r"\[4\] and \[3, 3\]"),
     ]
+    for mean in (np.full(4, np.nan), np.array(["a"] * 4)):
+        with pytest.raises(ValueError, match=r"mu and sigma in .*b\.npz as finite numbers, got"):
+            sets.read(runs.npz(tmp_path / "b.npz", mu=mean, sigma=np.eye(4)))
     for given, got in wrong:
         with pytest.raises(ValueError, match=rf"wanted mu \[d\] and sigma \[d, d\] in .*{got}"):
             sets.read(runs.npz(tmp_path / "b.npz", **given))
@@ -317,20 +340,25 @@ def test_a_split_is_drawn_by_its_seed(root: Path, first: Evaluated) -> None:
 def test_an_imported_folder_is_evaluated_on_typed_data(
     root: Path, first: Evaluated, network: Features, tmp_path: Path
 ) -> None:
-    """A folder without a run's config.yaml; the data is read at the model's size, whatever it is
-    by default."""
+    """A folder without a run's config.yaml; the data is read at the model's size. Another size that
+    was typed is refused, not passed over."""
     model = tmp_path / "imported"
     shutil.copytree(root / "stage2" / "20260101_000000_tiny" / "pipeline", model)
     with pytest.raises(ValueError, match="there is no data to compare with"):
         evaluate(root, network, runs.protocol(), model=model)
     words = ["data=folder", f"data.root={root / 'pictures3'}", "data.val_fraction=0.25"]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
-        data = build.plain(hydra.compose("evaluate", words))["data"]
+        data = {**build.plain(hydra.compose("evaluate", words))["data"], "size": None}
     subject = Subject(runs.protocol(), model=model, samples=None, data=data, device="cpu")
     assert subject.pipeline is not None
     subject.pipeline.facts["knobs"] = {"top_k": 1}  # of a demo: a protocol decides for itself
     again = Evaluation(runs.protocol(), subject, network, cache=root / "cache", batch=32).run()
     assert again.card.numbers == first.card.numbers
+    for size in (64, [24, 16]):
+        with pytest.raises(
+            ValueError, match=r"wanted data.size=\[16, 24\].*; leave data.size out$"
+        ):
+            evaluate(root, network, runs.protocol(), model=model, data={**data, "size": size})
     assert "bits per dimension (exact)" in again.card.numbers
 
 
@@ -372,6 +400,15 @@ def test_refused_files(tmp_path: Path) -> None:
     [
         ({"per_class": 0}, "protocol.per_class of at least 1, or null, got 0"),
         ({"validation_images": -4}, "protocol.validation_images of at least 0, or null"),
+        ({"samples": None}, "protocol.samples of at least 2, got None; type a whole number"),
+        ({"samples": 12.0}, r"protocol.samples of at least 2, got 12.0; type a whole number"),
+        ({"seed": 2**63}, r"protocol.seed of at least 0, got 9223.*; type a whole number under 2"),
+        ({"per_class": "many"}, "protocol.per_class of at least 1, or null, got 'many'"),
+        ({"reference": None}, "protocol.reference as its settings, got None"),
+        ({"reference": {"n": 0}}, "protocol.reference.n of at least 1, or null, got 0"),
+        ({"knobs": 5}, "protocol.knobs as settings of the sampler, got 5"),
+        ({"features": None}, "wanted protocol.features as a text, got None"),
+        ({"perceptual": "vg"}, "protocol.perceptual=vgg, alex, squeeze or null, got 'vg'"),
         ({"reference": {"sha256": "abc"}}, "sha256 is that of protocol.reference.npz, and there"),
     ],
 )
@@ -380,10 +417,44 @@ def test_a_recipe_that_cannot_be_followed(changes: dict, sentence: str) -> None:
         runs.protocol(**changes)
 
 
+def test_what_a_reference_or_a_score_cannot_give(root: Path, first: Evaluated) -> None:
+    options: dict[str, Any] = {"model": root / "stage2" / "20260101_000000_tiny"}
+    options |= {"samples": None, "device": "cpu"}
+    small = {"npz": str(runs.npz(root / "nine.npz")), "n": 10}
+    with pytest.raises(ValueError, match=r"reference.n=10 images of .*, which holds 9; type"):
+        Subject(runs.protocol(reference=small), **options)
+    with pytest.raises(ValueError, match="splits=13 parts of the Inception Score need as many"):
+        Subject(runs.protocol(splits=13), **options)
+
+
+def test_what_a_run_was_trained_on(tmp_path: Path) -> None:
+    """A config.yaml that cannot be read is one sentence; latents are no images to compare with."""
+    for text in ("data: [", "data: 5", "other: 1"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"config.yaml does not say what the run was"):
+            data_of(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: {_target_: vqgen.data.cache.cache, root: x}")
+    assert data_of(tmp_path) is None
+
+
+def test_which_model_of_a_run(tmp_path: Path) -> None:
+    assert which(tmp_path) == f"model: {tmp_path}"
+    (tmp_path / "best").mkdir()
+    assert which(tmp_path).endswith(f"type {tmp_path}/best for that one")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(ValueError, match=r"nothing can be written to .*; type out=DIR"):
+            check_folder(out)
+
+
 def test_another_recipe_does_not_take_the_place_of_a_card(tmp_path: Path) -> None:
     recipe = runs.protocol()
     first = card_folder(tmp_path, recipe, None)
-    Card({}, recipe.as_dict()).write(first)
+    Card({"path": "m"}, recipe.as_dict()).write(first)
     assert card_folder(tmp_path, recipe, None) == first == tmp_path / recipe.name
     other = card_folder(tmp_path, replace(recipe, samples=64), None)
     assert other != first and other.name.startswith(f"{recipe.name}_")

@@ -149,6 +149,17 @@ def test_kernel_distance_by_three_sums() -> None:
     assert kernel_distance(same, right).value == pytest.approx(peer)
 
 
+def test_kernel_distance_of_a_set_with_itself_is_a_little_below_zero() -> None:
+    """An image is compared with itself across the sets and not within them: 2 / n of what the
+    diagonal of the kernel matrix is above the rest."""
+    points = normal(40, 3, 0)
+    kernel = (points.double() @ points.double().T / 3 + 1) ** 3
+    own = kernel.diagonal().mean()
+    others = (kernel.sum() - kernel.diagonal().sum()) / (40 * 39)
+    found = kernel_distance(points, points).value
+    assert found == pytest.approx(-2 / 40 * (own - others).item(), rel=1e-4) and found < 0
+
+
 def test_kernel_distance_is_unbiased_and_its_interval_fits() -> None:
     values = [kernel_distance(normal(40, 3, s), normal(40, 3, s + 500)).value for s in range(200)]
     assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)

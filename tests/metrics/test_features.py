@@ -140,3 +140,8 @@ def test_refusals(lite: Features) -> None:
         features.load("inception", weights="nowhere")
     with pytest.raises(ValueError, match=r"wanted uint8 images \[n, 3, H, W\], got torch.float32"):
         lite.extract(torch.zeros(1, 3, 8, 8))
+
+
+def test_weights_are_not_passed_over() -> None:
+    with pytest.raises(ValueError, match=r"got weights=/nowhere; leave weights out$"):
+        features.load("efficientnet_lite0", "/nowhere")

@@ -1,6 +1,7 @@
 """The card of an evaluation: what was done, with what, and every number; JSON and Markdown."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -81,6 +82,17 @@ class Card:
             count = "" if number.n is None else f"{number.n:,}"
             made.append((name, shown(number.value, 5), interval, count, number.unit))
         return made
+
+
+def check_folder(folder: Path) -> None:
+    """Make it. Raises ValueError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "no right to write there"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise ValueError(f"nothing can be written to {folder} ({reason}); type out=DIR for another")
 
 
 def shown(value: float, digits: int) -> str:

@@ -171,12 +171,26 @@ def read_card(path: Path) -> dict[str, Any]:
     """card.json of an evaluation. Raises ValueError if it is not one."""
     try:
         card = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no card of an evaluation ({error})") from error
-    missing = {"model", "numbers", "costs", "protocol"} - card.keys()
+    except (OSError, ValueError) as error:  # unreadable, no text, no JSON
+        raise ValueError(f"{path} is no card of an evaluation ({error}); delete it") from error
+    found = card if isinstance(card, dict) else {}
+    parts = ("model", "numbers", "costs", "protocol")
+    missing = [part for part in parts if not isinstance(found.get(part), dict)]
+    if not missing:
+        if "path" not in card["model"]:
+            missing.append("model path")
+        numbers = {**card["numbers"], **card["costs"]}
+        missing += [name for name, number in numbers.items() if not _has_value(number)]
     if missing:
-        raise ValueError(f"{path} is no card of an evaluation: no {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"{path} is no card of an evaluation: no {', '.join(missing)}; delete it, and it is "
+            "made anew"
+        )
     return card
+
+
+def _has_value(number: Any) -> bool:
+    return isinstance(number, dict) and isinstance(number.get("value"), float | int)
 
 
 def _cells(row: Row, columns: list[str]) -> tuple[str, ...]:

@@ -65,9 +65,14 @@ def labels_of(protocol: Protocol, classes: int, train_labels: Tensor | None) -> 
     """One class per image: equally many, or drawn from the training labels with the seed.
 
     Raises ValueError for a model of other classes than the protocol counts on."""
+    n = protocol.samples
+    if classes == 0 and protocol.per_class:
+        raise ValueError(
+            f"protocol {protocol.name} wants {protocol.per_class} images per class, and the model "
+            "has no classes; type protocol.per_class=null protocol.classes=data"
+        )
     if classes == 0:
         return None
-    n = protocol.samples
     if protocol.classes == "balanced":
         per_class = protocol.per_class or max(1, n // classes)
         if per_class * classes != n:

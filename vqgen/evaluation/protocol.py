@@ -1,10 +1,13 @@
 """A protocol: the frozen recipe of an evaluation, one small yaml in conf/evaluate/protocol/."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vqgen.sampling import guidance as guidances
 
+LPIPS = ("vgg", "alex", "squeeze")
+MOST = 2**62  # of a whole number: seed + i has to fit into 63 bits
 TRUSTED = 10_000  # images; under it the name of a distance says how many there were
 
 
@@ -43,13 +46,18 @@ class Protocol:
     perceptual: str | None = "vgg"  # LPIPS network for a tokenizer; None: left out
 
     def __post_init__(self) -> None:
-        if isinstance(self.reference, dict):
-            object.__setattr__(self, "reference", ReferenceRecipe(**self.reference))
+        if not isinstance(self.reference, dict | ReferenceRecipe):
+            raise ValueError(
+                f"wanted protocol.reference as its settings, got {self.reference!r}; type for "
+                "instance protocol.reference.npz=PATH"
+            )
         if not isinstance(self.knobs, dict | None):
             raise ValueError(
-                f"wanted protocol.knobs as names with values, got {self.knobs}; type "
-                "'protocol.knobs={steps:16}'"
+                f"wanted protocol.knobs as settings of the sampler, got {self.knobs!r}; type for "
+                "instance protocol.knobs={temperature:0.9}"
             )
+        if isinstance(self.reference, dict):
+            object.__setattr__(self, "reference", ReferenceRecipe(**self.reference))
         object.__setattr__(self, "knobs", dict(self.knobs or {}))
         if self.classes not in ("data", "balanced"):
             raise ValueError(
@@ -62,25 +70,16 @@ class Protocol:
                 f"{self.reference.split}; type protocol.reference.split=train"
             )
         for name, least in (("samples", 2), ("neighbors", 1), ("splits", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"wanted protocol.{name} of at least {least}, got {getattr(self, name)}"
-                )
-        if self.per_class is not None and self.per_class < 1:
+            _check_whole(name, getattr(self, name), least)
+        for name, least in (("per_class", 1), ("validation_images", 0), ("bound_samples", 1)):
+            _check_whole(name, getattr(self, name), least, or_null=True)
+        _check_whole("reference.n", self.reference.n, 1, or_null=True)
+        _check_whole("reference.seed", self.reference.seed, 0)
+        check_texts(vars(self), "name", "features", optional=["weights"], of="protocol.")
+        check_texts(vars(self.reference), optional=["npz", "sha256"], of="protocol.reference.")
+        if self.perceptual not in (None, *LPIPS):
             raise ValueError(
-                f"wanted protocol.per_class of at least 1, or null, got {self.per_class}"
-            )
-        count = self.validation_images
-        if count is not None and (type(count) is not int or count < 0):
-            raise ValueError(
-                "wanted protocol.validation_images of at least 0, or null for all, got "
-                f"{self.validation_images}"
-            )
-        draws = self.bound_samples
-        if draws is not None and (type(draws) is not int or draws < 1):
-            raise ValueError(
-                "wanted protocol.bound_samples as a whole number of at least 1, or null for the "
-                f"prior's own, got {draws}; type protocol.bound_samples=32"
+                f"wanted protocol.perceptual={', '.join(LPIPS)} or null, got {self.perceptual!r}"
             )
         if self.reference.sha256 is not None and self.reference.npz is None:
             raise ValueError(
@@ -99,7 +98,37 @@ class Protocol:
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
     """The protocol of a composed config, with the features= and weights= typed beside it."""
     beside = {name: settings[name] for name in ("features", "weights")}
+    if not isinstance(settings.get("protocol"), dict):
+        raise ValueError(
+            f"wanted protocol=NAME, got {settings.get('protocol')!r}; type protocol=emoji-2k"
+        )
+    unknown = settings["protocol"].keys() - Protocol.__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(
+            f"a protocol has no {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(Protocol.__dataclass_fields__)}"
+        )
     return {**settings["protocol"], **{k: value for k, value in beside.items() if value}}
+
+
+def _check_whole(name: str, value: Any, least: int, or_null: bool = False) -> None:
+    if value is None and or_null:
+        return
+    if type(value) is not int or not least <= value < MOST:
+        raise ValueError(
+            f"wanted protocol.{name} of at least {least}{', or null' if or_null else ''}, got "
+            f"{value!r}; type a whole number under 2^62"
+        )
+
+
+def check_texts(
+    settings: dict[str, Any], *names: str, optional: Sequence[str] = (), of: str = ""
+) -> None:
+    """Raise ValueError for a setting that is no text (an optional one: nor null)."""
+    for name in (*names, *optional):
+        value = settings.get(name)
+        if not isinstance(value, str) and (value is not None or name in names):
+            raise ValueError(f"wanted {of}{name} as a text, got {value!r}")
 
 
 def titled(name: str, n: int) -> str:

@@ -78,6 +78,8 @@ class Evaluation:
             "reference": f"{subject.reference.source}, {len(subject.reference):,} images",
             "reference_sha256": subject.reference.sha256,
             "dtype": "float32 models and features, float64 statistics",
+            "KID": "unbiased, over all pairs: near 0 for equal laws, then below it as often as "
+            "above; a little below 0 for a set with itself",
             "intervals": "95 %: percentile bootstrap of what each image contributes, 1000 "
             "resamples; the reference counts as fixed",
             "device": str(subject.pipeline.device) if subject.pipeline else "cpu",

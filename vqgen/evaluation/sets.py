@@ -132,6 +132,14 @@ def _moments(path: Path, arrays: dict[str, Any]) -> dict[str, Moments]:
                 f"wanted {keys[0]} [d] and {keys[1]} [d, d] in {path} (the ADM layout), got "
                 f"{shapes[0]} and {shapes[1]}"
             )
+        if not all(
+            np.issubdtype(part.dtype, np.floating) and np.isfinite(part).all()
+            for part in (mean, covariance)
+        ):
+            raise ValueError(
+                f"wanted {keys[0]} and {keys[1]} in {path} as finite numbers, got "
+                f"{mean.dtype} and {covariance.dtype}, not all of them finite numbers"
+            )
         pair = (torch.from_numpy(part.astype(np.float64)) for part in (mean, covariance))
         found[name] = Moments(*pair)
     return found

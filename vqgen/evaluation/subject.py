@@ -19,7 +19,8 @@ class Subject:
 
     model    a run or export folder; None if only `samples` are given
     samples  an npz or a folder of pictures to evaluate instead of sampling
-    data     the node of its data, read at the model's size; None: what the run was trained on
+    data     the node of its data; None: what the run was trained on. Without a size (None) it is
+             read at the model's, and another size than that is refused
     Raises ValueError for everything that does not fit, before anything is sampled."""
 
     def __init__(
@@ -82,6 +83,11 @@ class Subject:
             read = sets.read(recipe.npz, recipe.sha256)
             if recipe.n is None:
                 return read
+            if recipe.n > len(read):
+                raise ValueError(
+                    f"wanted protocol.reference.n={recipe.n} images of {recipe.npz}, which holds "
+                    f"{len(read)}; type a smaller one, or null for all"
+                )
             order = torch.randperm(len(read), generator=torch.Generator().manual_seed(recipe.seed))
             return read.take(order[: recipe.n].sort().values)
         if recipe.needs_npz is not None:
@@ -92,15 +98,27 @@ class Subject:
         return self.split(recipe.split, recipe.n, recipe.seed)
 
     def _typed(self, node: dict[str, Any]) -> ImageData:
-        if self.pipeline is not None:
-            node = {**node, "size": list(self.pipeline.tokenizer.image_size)}
-        return built(node)
+        if "size" not in node:
+            raise ValueError(
+                "an evaluation compares images, and data=cache holds latents; type data=NAME of "
+                "the images, for instance data=folder data.root=DIR"
+            )
+        if self.pipeline is None:
+            return built(node)
+        ours, size = list(self.pipeline.tokenizer.image_size), node.get("size")
+        if size is not None and (size if isinstance(size, list) else [size, size]) != ours:
+            raise ValueError(
+                f"wanted data.size={ours}, the size of the images of {self.model}, got {size}; "
+                "leave data.size out"
+            )
+        return built({**node, "size": ours})
 
     def _data(self) -> ImageData:
         if self.data is None:
             raise ValueError(
                 "there is no data to compare with: type model=RUN (a run folder with its "
-                "config.yaml), data=NAME (imagenet, folder, ...) or protocol.reference.npz=PATH"
+                "config.yaml, not trained on a cache of latents), data=NAME (imagenet, folder, "
+                "...) or protocol.reference.npz=PATH"
             )
         return self.data
 
@@ -117,6 +135,11 @@ class Subject:
                     f"{name} than that, got {n}; type a larger number of images or a smaller "
                     "protocol.neighbors="
                 )
+        if protocol.splits > counts.get("samples", protocol.splits):
+            raise ValueError(
+                f"protocol.splits={protocol.splits} parts of the Inception Score need as many "
+                f"samples, got {counts['samples']}; type protocol.splits=1"
+            )
         if not self.has_prior and self.given is None and protocol.validation_images == 0:
             raise ValueError(
                 "a tokenizer is measured on validation images, got protocol.validation_images=0; "
@@ -127,9 +150,10 @@ class Subject:
         if self.pipeline is not None:
             blank = torch.empty(1, 3, *self.pipeline.tokenizer.image_size)
             quality.check_sizes(blank, reference.images, reference.source)
-        if self.pipeline is not None and self.has_prior and self.pipeline.prior.num_classes:
+        if self.pipeline is not None and self.has_prior:
             classes, source = self.pipeline.prior.num_classes, self.given or reference
-            generator.check_classes(source.labels, classes, source.source)
+            if classes:
+                generator.check_classes(source.labels, classes, source.source)
             if self.given is None:
                 labels = self.train().labels if self.data is not None else None
                 generator.labels_of(protocol, classes, labels)
@@ -163,12 +187,28 @@ class Subject:
 
 
 def data_of(model: Path) -> ImageData | None:
-    """The data that a run was trained on, by its config.yaml; None beside an export without one."""
+    """The images that a run was trained on, by its config.yaml; None beside an export without one,
+    or if it was trained on latents (data=cache)."""
     for folder in (model, *model.parents[:2]):
         path = folder / "config.yaml"
         if path.is_file():
-            return built(yaml.safe_load(path.read_text())["data"])
+            try:
+                node = dict(yaml.safe_load(path.read_text())["data"])
+            except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
+                raise ValueError(
+                    f"{path} does not say what the run was trained on "
+                    f"({type(error).__name__}); type data=NAME, for instance data=emoji"
+                ) from error
+            return built(node) if "size" in node else None
     return None
+
+
+def which(model: Path) -> str:
+    """What of a run is evaluated, for people: its end, or the best that small_fd kept."""
+    best = model / "best"
+    if not best.is_dir():
+        return f"model: {model}"
+    return f"model: {model} as training left it; small_fd kept its best: type {best} for that one"
 
 
 def built(node: dict[str, Any]) -> ImageData:

@@ -85,6 +85,11 @@ def load(name: str, weights: str | None = None, device: str = "cpu") -> Features
     from vqgen.metrics.timm_features import DINOV2, EfficientNetLite0, Timm
 
     if name == "efficientnet_lite0":
+        if weights is not None:
+            raise ValueError(
+                f"features=efficientnet_lite0 has its package's weights, got weights={weights}; "
+                "leave weights out"
+            )
         made: Features = EfficientNetLite0()
     elif name == "inception":
         made = Inception(weights)
