@@ -963,9 +963,9 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             (lambda p: absorbing_run(p / "runs"), "protocol.knobs={steps:0}", "type steps=16"),
             (lambda p: absorbing_run(p / "runs"), "protocol.knobs={remask:2}", "type remask=0.05"),
             (lambda p: None, "protocol.knobs=[steps]", "type 'protocol.knobs={steps:16}'"),
-            (lambda p: None, "protocol.validation_images=-1", "of at least 0, or null for all"),
-            (lambda p: None, "protocol.validation_images=true", "of at least 0, or null for all"),
-            (lambda p: None, "protocol.bound_samples=true", "type protocol.bound_samples=32"),
+            (lambda p: None, "protocol.validation_images=-1", "of at least 0, or null"),
+            (lambda p: None, "protocol.validation_images=true", "of at least 0, or null"),
+            (lambda p: None, "protocol.bound_samples=true", "protocol.bound_samples of at least 1, or null"),
             (
                 lambda p: stage2_run(p / "runs"),
                 "protocol.bound_samples=8",
