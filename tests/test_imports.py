@@ -19,6 +19,8 @@ ALLOWED = {
     "order": {"contracts", "editing", "pipeline", "progress", "text"},
     "editing": {"contracts", "data"},
     "runs": set(),
+    "commands": set(),
+    "together": set(),
     "arguments": {"contracts"},
     "nn": set(),
     "sampling": set(),
@@ -26,8 +28,11 @@ ALLOWED = {
     "losses": {"contracts"},
     "tokenizers": {"contracts", "nn"},
     "priors": {"contracts", "nn", "sampling"},
-    "data": {"contracts"},
-    "training": {"contracts", "losses", "metrics", "checkpoint", "pictures", "runs"},
+    "data": {"commands", "contracts", "together"},
+    "training": {
+        *("commands", "contracts", "losses", "metrics", "checkpoint", "pictures", "runs"),
+        "together",
+    },
     "evaluation": {
         *("contracts", "build", "checkpoint", "pipeline", "pictures", "runs"),
         *("data", "losses", "metrics", "sampling", "training"),
