@@ -130,7 +130,8 @@ def disk() -> None:
     parts = {part: {**node[part], **small} for part in ("encoder", "decoder")}
     tokenizer = build.make({**node, **parts, "image_size": [256, 256]}).eval()
     random, rng = pictures(256, 1000), np.random.default_rng(0)
-    for image in random.train.pixels.images:
+    for index in range(len(random.train)):
+        image, _ = random.train.pixels.fetch(index)
         image[:] = rng.integers(0, 256, image.shape, dtype=np.uint8)
     with tempfile.TemporaryDirectory() as out:
         planned = extract.plan(random, tokenizer, fingerprint="x", path="x")
