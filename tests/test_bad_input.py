@@ -965,7 +965,7 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             (lambda p: None, "protocol.knobs=[steps]", "type 'protocol.knobs={steps:16}'"),
             (lambda p: None, "protocol.validation_images=-1", "of at least 0, or null"),
             (lambda p: None, "protocol.validation_images=true", "of at least 0, or null"),
-            (lambda p: None, "protocol.bound_samples=true", "protocol.bound_samples of at least 1, or null"),
+            (lambda p: None, "protocol.bound_samples=true", "bound_samples of at least 1, or null"),
             (
                 lambda p: stage2_run(p / "runs"),
                 "protocol.bound_samples=8",

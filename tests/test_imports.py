@@ -20,6 +20,8 @@ ALLOWED = {
     "order": {"contracts", "editing", "pipeline", "progress", "text"},
     "editing": {"contracts", "data"},
     "runs": set(),
+    "commands": set(),
+    "together": set(),
     "arguments": {"contracts"},
     "nn": set(),
     "sampling": {"words"},
@@ -27,8 +29,11 @@ ALLOWED = {
     "losses": {"contracts"},
     "tokenizers": {"contracts", "nn"},
     "priors": {"contracts", "nn", "sampling", "words"},
-    "data": {"contracts"},
-    "training": {"contracts", "losses", "metrics", "checkpoint", "pictures", "runs"},
+    "data": {"commands", "contracts", "together"},
+    "training": {
+        *("commands", "contracts", "losses", "metrics", "checkpoint", "pictures", "runs"),
+        "together",
+    },
     "evaluation": {
         *("contracts", "build", "checkpoint", "pipeline", "pictures", "runs"),
         *("data", "losses", "metrics", "sampling", "training"),

@@ -119,8 +119,7 @@ RANGES: list[tuple[set[str], str, Callable[[float], bool]]] = [
     ({"z_channels"}, "of at least 1", lambda x: x >= 1),
     ({"label_smoothing", "phi_strength", "revive_below"}, "from 0 to 1", lambda x: 0 <= x <= 1),
     (
-        {"dropout", "token_dropout", "attention_dropout", "ffn_dropout", "residual_dropout"}
-        | {"drop_path"},
+        {"dropout", "token_dropout", "attention_dropout", "ffn_dropout", "residual_dropout"},
         "from 0 to below 1",
         lambda x: 0 <= x < 1,
     ),

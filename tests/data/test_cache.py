@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from tests import tiny
 from vqgen.contracts import FeatureSpec, Reconstruction, Tokenizer, TokenSpec
-from vqgen.data import cache, extract, manifest
+from vqgen.data import cache, cache_folder, extract, manifest
 from vqgen.data.cache import CachedLatents
 from vqgen.data.images import ImageData
 from vqgen.data.store import ImageSet, Kept
@@ -203,8 +204,70 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_files(tmp_path: Path) 
     assert written(cut, data, tokenizer, shard_images=5) == whole
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "not done again"
     assert not list(cut.rglob("*.writing"))
-    with pytest.raises(ValueError, match=r"(?s)holds another cache.*shard_images: 5 -> 6.*out="):
+    with pytest.raises(
+        ValueError, match=r"(?s)holds another cache.*\n  shard_images: 5 -> 6\nType.*out="
+    ):
         written(cut, data, tokenizer, shard_images=6)
+
+
+def test_half_written_files_of_a_killed_run_are_cleared_and_told(tmp_path: Path, capsys) -> None:
+    """Here and where those of a remote cache are begun; nothing else is touched."""
+    for out in (str(tmp_path / "x"), f"memory://vqgen-test/{tmp_path.name}"):
+        desk = cache_folder.Folder(out).desk
+        (desk / "train").mkdir(parents=True)
+        for name in (".manifest.json.7.writing", "train/.00000.arrow.7.writing"):
+            (desk / name).write_bytes(b"half")
+        (desk / "train" / "mine.writing").write_bytes(b"no file of ours")
+        written(out, tiny.data(), tiny.tokenizer())
+        names = ".manifest.json.7.writing, train/.00000.arrow.7.writing"
+        said = f"removed what a killed run had half written in {out}: {names}\n"
+        assert said == capsys.readouterr().out
+        assert [path.name for path in desk.rglob("*.writing")] == ["mine.writing"]
+        read(out)
+
+
+def test_a_cache_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    with cache_folder.Folder(str(tmp_path)).alone():
+        live = tmp_path / ".manifest.json.7.writing"
+        live.write_bytes(b"under way")
+        with pytest.raises(ValueError, match=r"another process writes the cache in .*out=DIR"):
+            written(tmp_path, tiny.data(), tiny.tokenizer())
+        assert live.exists()
+    written(tmp_path, tiny.data(), tiny.tokenizer())
+    assert not live.exists()
+
+
+def test_the_command_that_goes_on_has_all_that_was_typed(tmp_path: Path) -> None:
+    out, typed = tmp_path / "my cache", ["crops=1", "data.root='my pictures'"]
+    options: Any = {"shard_images": 12, "typed": typed}
+    with pytest.raises(KeyboardInterrupt):
+        written(out, tiny.data(), Killed(tiny.tokenizer(), 4), **options)
+    command = (
+        "python scripts/cache_latents.py tokenizer=runs/stage1/x crops=1 "
+        f"\"data.root='my pictures'\" \"out='{out}'\""
+    )
+    with pytest.raises(ValueError, match="not complete") as refused:
+        read(out)
+    assert str(refused.value).endswith(command)
+    written(out, tiny.data(), tiny.tokenizer(), **options)
+    flip_a_byte(out / "train" / "00000.arrow")
+    with pytest.raises(ValueError, match="replaces what is damaged") as refused:
+        read(out)
+    assert str(refused.value).endswith(command)
+
+
+def test_a_refusal_names_what_differs_and_nothing_else(tmp_path: Path) -> None:
+    """Entries of the images' facts, not all of them; of long lists the first that differs."""
+    planned = written(tmp_path, tiny.data(), tiny.tokenizer())
+    names = tuple(f"class {number}" for number in range(100))
+    facts = {**planned.data, "crop": "random", "class_names": [*names]}
+    ours = replace(planned, data={**facts, "class_names": [*names[:60], "x", *names[61:]]})
+    assert replace(planned, data=facts).differences(ours) == ["data.class_names[60]: class 60 -> x"]
+    assert planned.differences(replace(planned, data={**planned.data, "crop": "random"})) == [
+        "data.crop: center -> random"
+    ]
+    longer = replace(planned, data={**planned.data, "class_names": [*names]})
+    assert planned.differences(longer) == ["data.class_names: 3 entries -> 100"]
 
 
 @pytest.mark.parametrize("name", ["cat.png", "train/cats/0.png", "notes/a.txt"])
@@ -333,7 +396,7 @@ def test_a_cache_made_again_in_the_same_remote_place_is_the_new_one(tmp_path: Pa
     out, data = "memory://vqgen-test/again", tiny.data()
     written(out, data, tiny.tokenizer())
     old = batches(read(out), 1)[0]["latents"]
-    manifest.Folder(out).files.rm("/vqgen-test/again", recursive=True)
+    cache_folder.Folder(out).files.rm("/vqgen-test/again", recursive=True)
     other = tiny.tokenizer()
     torch.nn.init.normal_(other.bottleneck.codebook.weight)  # type: ignore[union-attr]
     written(out, data, other)
@@ -344,10 +407,15 @@ def test_a_cache_made_again_in_the_same_remote_place_is_the_new_one(tmp_path: Pa
 
 
 def half(rank: int, folder: Path) -> None:
-    """One of two processes that make a cache."""
+    """One of two processes that make a cache, and are both refused in a folder of others."""
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    with pytest.raises(ValueError, match="new or empty folder"):
+        written(folder, tiny.data(), tiny.tokenizer())
+    other = cache_folder.Folder(str(folder / "taken")).alone() if rank == 0 else nullcontext()
+    with other, pytest.raises(ValueError, match="another process writes"):
+        written(folder / "taken", tiny.data(), tiny.tokenizer())
     written(folder / "two", tiny.data(), tiny.tokenizer(), shard_images=5)
     torch.distributed.destroy_process_group()
 
@@ -356,7 +424,7 @@ def half(rank: int, folder: Path) -> None:
 def test_two_processes_make_the_files_of_one(tmp_path: Path) -> None:
     start_processes(half, args=(tmp_path,), nprocs=2, start_method="spawn")
     one = written(tmp_path / "one", tiny.data(), tiny.tokenizer(), shard_images=5)
-    assert manifest.read(manifest.Folder(str(tmp_path / "two"))) == one
+    assert manifest.read(cache_folder.Folder(str(tmp_path / "two"))) == one
     read(tmp_path / "two")
 
 
@@ -423,7 +491,7 @@ def test_a_file_of_other_content_with_the_right_hash_is_refused(tmp_path: Path, 
             writer.write_table(table)
     else:
         path.write_bytes(b"ARROW" * 100)
-    shard = manifest.describe_shard(manifest.Folder(str(tmp_path)), "train/00000.arrow", 24, "")
+    shard = manifest.describe_shard(cache_folder.Folder(str(tmp_path)), "train/00000.arrow", 24, "")
     facts = {"bytes": shard.bytes, "sha256": shard.sha256}
     rewrite(tmp_path, marked(lambda plain: plain["shards"]["train"][0].update(facts)))
     with pytest.raises(ValueError, match=r"00000\.arrow is not what was written"):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from vqgen.nn.drop_path import DropPath
+from vqgen.nn.drop_path import DropPath, rates
 
 
 def test_whole_samples_are_dropped_and_the_mean_stays() -> None:
@@ -19,10 +19,15 @@ def test_whole_samples_are_dropped_and_the_mean_stays() -> None:
     assert drop.eval()(x) is x and DropPath(0.0)(x) is x
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
-def test_a_rate_that_drops_all_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="wanted drop_path from 0 to below 1, got"):
-        DropPath(rate)
+def test_rates_rise_to_that_of_the_last_block() -> None:
+    assert rates(0.5, 3) == [0, 0.25, 0.5] and rates(0.5, 1) == [0]
+
+
+@pytest.mark.parametrize("drop_path", [-0.1, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_rate_that_drops_all_is_refused(drop_path: float, depth: int) -> None:
+    with pytest.raises(ValueError, match=f"prior.drop_path from 0 to below 1, got {drop_path:g}"):
+        rates(drop_path, depth)
 
 
 def test_sampling_does_not_import_torchvision() -> None:

@@ -533,7 +533,7 @@ def test_latents_that_do_not_fit_are_refused(spec: Any, sentence: str) -> None:
         ({"progressive_steps": -5}, "prior.progressive_steps as a whole number of at least 0"),
         ({"label_dropout": 1.5}, "prior.label_dropout from 0 to 1, got 1.5"),
         ({"label_smoothing": 2}, "prior.label_smoothing from 0 to 1, got 2"),
-        ({"drop_path": -0.1}, "prior.drop_path from 0 to 1, got -0.1"),
+        ({"drop_path": -0.1}, "prior.drop_path from 0 to below 1, got -0.1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], sentence: str) -> None:

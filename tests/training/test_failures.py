@@ -115,6 +115,25 @@ def settings_of(root: Path, **train: Any) -> dict[str, Any]:
     return {**names, "train": options, "trainer": trainer}
 
 
+def test_the_command_to_go_on_has_what_was_added_and_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path / "my runs")
+    typed = ["train.lr=1", "run.name=x"]
+    first = launch.open_run(settings, typed, None, stage="stage2", name="x")
+    trainer = settings["trainer"]
+    resume = f"\"train.resume='{first.folder}'\""  # a blank in the path
+    assert first.again(trainer) == f"python train_stage2.py {resume}"
+    monkeypatch.setattr(launch, "read_counters", lambda run: (None, launch.Counters()))
+    more = [*typed, "train.resume=auto", "train.max_steps=9", "train.accumulate=2"]
+    second = launch.open_run(settings, more, first.folder, stage="stage2", name="x")
+    expected = f"train_stage2.py {resume} train.max_steps=9 train.accumulate=4"
+    assert second.again(trainer, "train.accumulate=4") == f"python {expected}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert second.again(trainer).startswith("torchrun --nproc_per_node=2 train_stage2.py ")
+    assert second.again({**trainer, "devices": 2}).startswith("python train_stage2.py ")
+
+
 def test_resume_auto_passes_over_a_run_killed_in_its_first_save(tmp_path: Path, capsys) -> None:
     """A requeued job must not fail for ever because one kill came at a bad time."""
     settings = settings_of(tmp_path / "runs")

@@ -14,10 +14,12 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vqgen import commands
 from vqgen.contracts import FeatureSpec, LatentSpec, Size, Tokenizer
 from vqgen.data import manifest as manifests
+from vqgen.data.cache_folder import Folder
 from vqgen.data.images import check_batch, rank_and_world
-from vqgen.data.manifest import COMMAND, Folder, Manifest
+from vqgen.data.manifest import COMMAND, Manifest
 from vqgen.data.order import GlobalBatches, Key, chances, in_order, micro_batch_size
 from vqgen.data.store import Batch
 
@@ -37,8 +39,8 @@ def cache(
     folder, found = _found(root)
     if not found.complete:
         raise ValueError(
-            f"the cache in {root} is not complete; type the command that began it again and it "
-            f"goes on: python scripts/cache_latents.py tokenizer={found.tokenizer_path} out={root}"
+            f"the cache in {root} is not complete; the command that began it goes on: "
+            f"{found.command(str(root))}"
         )
     tables = {split: _opened(folder, found, split, verify) for split in found.images}
     options = {"global_batch": global_batch, "accumulate": accumulate, "seed": seed}
@@ -136,10 +138,11 @@ class CachedLatents(LightningDataModule):
 
         Raises ValueError if another one made the cache."""
         if fingerprint != self.manifest.tokenizer or tokenizer.spec != self.manifest.spec:
+            path = self.manifest.tokenizer_path
             raise ValueError(
                 f"the cache in {self.root} was made by another tokenizer (fingerprint "
                 f"{self.manifest.tokenizer}) than the one given ({fingerprint}); type "
-                f"tokenizer={self.manifest.tokenizer_path}, where it was then, or make a new "
+                f"{commands.override('tokenizer', path)}, where it was then, or make a new "
                 f"cache: {COMMAND}"
             )
         return self
@@ -230,9 +233,8 @@ def _opened(folder: Folder, found: Manifest, split: str, verify: bool) -> datase
 def _read(
     folder: Folder, found: Manifest, shard: manifests.Shard, verify: bool
 ) -> datasets.Dataset:
-    again = (
-        "type the command that made the cache again, which replaces what is damaged: python "
-        f"scripts/cache_latents.py tokenizer={found.tokenizer_path} out={folder.root}"
+    again = "the command that made the cache replaces what is damaged: " + found.command(
+        folder.root
     )
     if not folder.exists(shard.file):
         raise ValueError(f"{folder.root}/{shard.file} is missing; {again}")

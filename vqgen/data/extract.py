@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from tqdm import tqdm
 
 from vqgen.contracts import Tokenizer
 from vqgen.data import manifest as manifests
+from vqgen.data.cache_folder import Folder
 from vqgen.data.images import ImageData, rank_and_world
-from vqgen.data.manifest import Folder, Manifest, Shard, columns
+from vqgen.data.manifest import Manifest, Shard, columns
 from vqgen.data.store import Batch, ImageSet
+from vqgen.together import once
 
 View = tuple[int, int]  # (image, view)
 PROBED = 16  # images of each split that tell one data set from another
@@ -35,6 +38,7 @@ def plan(
     path: str,
     crops: int | None = None,
     shard_images: int = 4096,
+    typed: Sequence[str] = (),
 ) -> Manifest:
     """The manifest of a cache that is still to be made.
 
@@ -42,6 +46,7 @@ def plan(
     crops               per training image, spread evenly over the room that the longer side leaves;
                         None: 1 for center crops, 5 for random ones (ten views with flips)
     shard_images        images per file: what a kill loses at most, per rank
+    typed               what was typed but for tokenizer= and out=, for the command that goes on
 
     Raises ValueError for crops of images that leave no room, or numbers under 1."""
     number = (5 if data.crop == "random" else 1) if crops is None else crops
@@ -71,6 +76,7 @@ def plan(
         flip=data.flip,
         shard_images=shard_images,
         shards={},
+        typed=tuple(typed),
     )
 
 
@@ -81,38 +87,52 @@ def extract(
 
     What is there of the same plan and whole is kept. Every rank of a distributed run has to call
     it; each takes every world-th shard. `batch` views are encoded at once.
-    Raises ValueError if `out` holds the cache of something else, or anything else."""
+    Raises ValueError if `out` holds the cache of something else, or anything else, or if another
+    process writes there."""
     folder = Folder(out)
-    rank, world = rank_and_world()
+    with ExitStack() as until_done:
+        once(lambda: _begin(planned, folder, until_done))  # the first rank holds the folder for all
+        rank, world = rank_and_world()
+        mark = manifests.digest(planned.plan)
+        for split, images in (("train", data.train), ("val", data.val)):
+            missing = [
+                number
+                for number in range(rank, planned.shard_count(split), world)
+                if _written(folder, planned.file(split, number), mark) is None
+            ]
+            _write_shards(planned, mark, split, missing, data, images, tokenizer, folder, batch)
+        if distributed.is_initialized():
+            distributed.barrier()
+        return once(lambda: _finish(planned, folder))
+
+
+def _begin(planned: Manifest, folder: Folder, until_done: ExitStack) -> None:
+    """Refuse a folder of something else, take this one, clear it and note the plan."""
     before = manifests.read(folder)
     if before is not None:
         changed = before.differences(planned)
         if changed:
             listed = "\n".join(f"  {line}" for line in changed)
             raise ValueError(
-                f"{out} holds another cache:\n{listed}\nType another out=DIR, or remove it"
+                f"{folder.root} holds another cache (there -> asked for):\n{listed}\n"
+                "Type another out=DIR, or remove it"
             )
     elif strangers := folder.strangers():
         raise ValueError(
-            f"wanted out= as a new or empty folder, but {out} has {strangers[0]} in it; type "
-            "another out=DIR"
+            f"wanted out= as a new or empty folder, but {folder.root} has {strangers[0]} in it; "
+            "type another out=DIR"
         )
-    if rank == 0 and not (before and before.complete):
+    left = until_done.enter_context(folder.alone())
+    if left:
+        print(f"removed what a killed run had half written in {folder.root}: {', '.join(left)}")
+    if not (before and before.complete):
         manifests.write(folder, planned)
-    _wait()
-    mark = manifests.digest(planned.plan)
-    for split, images in (("train", data.train), ("val", data.val)):
-        missing = [
-            number
-            for number in range(rank, planned.shard_count(split), world)
-            if _written(folder, planned.file(split, number), mark) is None
-        ]
-        _write_shards(planned, mark, split, missing, data, images, tokenizer, folder, batch)
-    _wait()
+
+
+def _finish(planned: Manifest, folder: Folder) -> Manifest:
+    """Note that all is there."""
     complete = planned.finished({split: _notes(planned, split, folder) for split in planned.images})
-    if rank == 0:
-        manifests.write(folder, complete)
-    _wait()
+    manifests.write(folder, complete)
     return complete
 
 
@@ -242,8 +262,3 @@ def _content(*splits: ImageSet) -> str:
         some = np.linspace(0, len(images) - 1, PROBED).astype(int)
         found.update(images.__getitems__(some.tolist())["images"].numpy().tobytes())
     return found.hexdigest()
-
-
-def _wait() -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()

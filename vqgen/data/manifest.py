@@ -1,22 +1,17 @@
-"""What a latent cache says about itself: manifest.json, and the folder (local or fsspec) it lies
-in."""
+"""What a latent cache says about itself: manifest.json."""
 
 import hashlib
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import fsspec
 from datasets import Features, Value
 from datasets import Sequence as Repeated
 
+from vqgen import commands
 from vqgen.contracts import FeatureSpec, LatentSpec, Size, TokenSpec
+from vqgen.data.cache_folder import Folder
 
 FORMAT = 2  # 1 had no hash of itself
 SHARD_NAME = re.compile(r"(train|val)/\d{5}\.arrow")  # nothing else is ever opened
@@ -57,6 +52,7 @@ class Manifest:
     shard_images: int  # images per shard
     shards: dict[str, tuple[Shard, ...]]
     data_hash: str = ""  # sha256 over the pixels of every view
+    typed: tuple[str, ...] = ()  # the command's overrides, but for tokenizer= and out=
 
     @property
     def complete(self) -> bool:
@@ -83,17 +79,18 @@ class Manifest:
     @property
     def plan(self) -> dict[str, Any]:
         """What is cached, paths and progress aside."""
-        progress = ("shards", "data_hash", "tokenizer_path")
+        progress = ("shards", "data_hash", "tokenizer_path", "typed")
         return {name: value for name, value in _plain(self).items() if name not in progress}
 
+    def command(self, out: str) -> str:
+        """What to type to make it, or to go on with it, in folder `out`."""
+        tokenizer = commands.override("tokenizer", self.tokenizer_path)
+        words = [tokenizer, *self.typed, commands.override("out", out)]
+        return commands.shell(["python", "scripts/cache_latents.py"], words)
+
     def differences(self, other: "Manifest") -> list[str]:
-        """What two plans do not agree on, in words."""
-        theirs = other.plan
-        return [
-            f"{name}: {value} -> {theirs[name]}"
-            for name, value in self.plan.items()
-            if value != theirs[name]
-        ]
+        """What two plans do not agree on: `name: here -> there`, one line each."""
+        return _differences(self.plan, other.plan)
 
     def finished(self, shards: dict[str, tuple[Shard, ...]]) -> "Manifest":
         """The manifest of the complete cache."""
@@ -102,83 +99,6 @@ class Manifest:
             for shard in shards[split]:
                 digest.update(shard.pixels.encode())
         return replace(self, shards=shards, data_hash=digest.hexdigest())
-
-
-CACHED = (".arrow", ".json", ".writing")  # endings of a cache's files
-
-
-class Folder:
-    """A folder at a local path or an fsspec one (s3://..., memory://...), written file by file,
-    each whole or not at all."""
-
-    def __init__(self, root: str) -> None:
-        self.root = str(root)
-        self.files, self.path = fsspec.url_to_fs(self.root)
-        protocol = self.files.protocol
-        self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-
-    def exists(self, name: str) -> bool:
-        """Is there such a file?"""
-        return self.files.exists(f"{self.path}/{name}")
-
-    def strangers(self) -> list[str]:
-        """Names in the folder, and in train/ and val/ of it, of what no cache has."""
-        found = []
-        for place in ("", "/train", "/val"):
-            if not self.files.isdir(self.path + place):
-                continue
-            for entry in self.files.ls(self.path + place, detail=False):
-                name = entry.rstrip("/").rsplit("/", 1)[-1]
-                if not (name.endswith(CACHED) or (not place and name in ("train", "val"))):
-                    found.append(f"{place}/{name}".lstrip("/"))
-        return sorted(found)
-
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return self.files.size(f"{self.path}/{name}")
-
-    def read(self, name: str) -> str:
-        """A small text file."""
-        return self.files.cat_file(f"{self.path}/{name}").decode()
-
-    def write(self, name: str, text: str) -> None:
-        """Write a small text file."""
-        with self.writing(name) as temporary:
-            temporary.write_text(text)
-
-    @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """Yield a local path to write to; the file appears under its name if all went well."""
-        target = f"{self.path}/{name}"
-        # beside the target, so that a rename is enough; a remote file is uploaded in one piece
-        place = Path(target).parent if self.local else Path(tempfile.gettempdir())
-        temporary = place / f".{Path(name).name}.{os.getpid()}.writing"
-        try:
-            self.files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            if self.local:
-                os.replace(temporary, target)
-            else:
-                self.files.put_file(str(temporary), target)
-        except OSError as error:
-            raise OSError(
-                f"could not write {self.root}/{name} ({error.strerror or error}); what is there is "
-                "kept: free some space, or make it writable, and type the same command again"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def here(self, name: str) -> str:
-        """A local path of the file; a remote one is downloaded once, and again if it changed."""
-        if self.local:
-            return f"{self.path}/{name}"
-        kept = Path(tempfile.gettempdir()) / f"vqgen_cache_{os.getuid()}"
-        url = self.files.unstrip_protocol(f"{self.path}/{name}")
-        options = {"cache_storage": str(kept), "check_files": True}
-        found = fsspec.open_local(f"filecache::{url}", filecache=options)
-        return str(found)
 
 
 def read(folder: Folder) -> Manifest | None:
@@ -199,8 +119,9 @@ def read(folder: Folder) -> Manifest | None:
         }
         spec = _spec(given.pop("spec"))
         size = tuple(given.pop("image_size"))
-        names = tuple(given.pop("class_names"))
-        found = Manifest(**given, spec=spec, image_size=size, class_names=names, shards=shards)
+        names, typed = tuple(given.pop("class_names")), tuple(given.pop("typed", ()))
+        facts = {"spec": spec, "image_size": size, "class_names": names, "typed": typed}
+        found = Manifest(**given, **facts, shards=shards)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{folder.root}/manifest.json cannot be read ({error}); make the cache again: {COMMAND}"
@@ -265,3 +186,22 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
 
 def _spec(given: dict[str, Any]) -> LatentSpec:
     return TokenSpec(**given) if "vocab_size" in given else FeatureSpec(**given)
+
+
+def _differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Of plain facts, down to the entries that differ; of a long list the first one that does."""
+    if ours == theirs:
+        return []
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        pairs = {name: (ours.get(name), theirs.get(name)) for name in ours | theirs}
+        return [
+            line
+            for name, (one, other) in pairs.items()
+            for line in _differences(one, other, f"{path}.{name}" if path else name)
+        ]
+    if isinstance(ours, list) and isinstance(theirs, list) and max(len(ours), len(theirs)) > 4:
+        if len(ours) != len(theirs):
+            return [f"{path}: {len(ours)} entries -> {len(theirs)}"]
+        first = next(i for i, one in enumerate(ours) if one != theirs[i])
+        return [f"{path}[{first}]: {ours[first]} -> {theirs[first]}"]
+    return [f"{path}: {ours} -> {theirs}"]

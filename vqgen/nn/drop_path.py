@@ -10,10 +10,6 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(
-                f"wanted drop_path from 0 to below 1, got {rate:g}; type prior.drop_path=0.1"
-            )
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -22,3 +18,14 @@ class DropPath(nn.Module):
             return x
         kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
         return x * kept / (1 - self.rate)
+
+
+def rates(drop_path: float, depth: int) -> list[float]:
+    """The rate of each of `depth` blocks: from 0 at the first, linearly, to `drop_path`.
+
+    Raises ValueError for one that is not from 0 to below 1: nothing would be left at 1."""
+    if not 0 <= drop_path < 1:
+        raise ValueError(
+            f"wanted prior.drop_path from 0 to below 1, got {drop_path:g}; type prior.drop_path=0.1"
+        )
+    return [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgen.contracts import Condition
+from vqgen.nn.drop_path import rates
 from vqgen.nn.linear import Linear
 from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
@@ -69,9 +70,9 @@ class Bidirectional(nn.Module):
                 attention_dropout=attention_dropout,
                 residual_dropout=dropout,
                 ffn_dropout=dropout,
-                drop_path=drop_path * layer / max(depth - 1, 1),
+                drop_path=rate,
             )
-            for layer in range(depth)
+            for rate in rates(drop_path, depth)
         )
         self.norm = RMSNorm(width, eps=norm_eps)
         self.head = Linear(width, codes, bias=False)

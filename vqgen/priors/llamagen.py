@@ -20,6 +20,7 @@ from vqgen.contracts import (
     TokenSpec,
 )
 from vqgen.nn.cache import KVCache
+from vqgen.nn.drop_path import rates
 from vqgen.nn.linear import Linear
 from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
@@ -93,9 +94,9 @@ class LlamaGen(Prior):
                 attention_dropout=attention_dropout,
                 residual_dropout=residual_dropout,
                 ffn_dropout=ffn_dropout,
-                drop_path=drop_path * layer / max(depth - 1, 1),
+                drop_path=rate,
             )
-            for layer in range(depth)
+            for rate in rates(drop_path, depth)
         )
         self.norm = RMSNorm(width, eps=norm_eps)
         self.head = Linear(width, spec.vocab_size, bias=False)

@@ -87,9 +87,7 @@ class VAR(Prior):
         check_at_least(1, depth=depth)
         check_at_least(0, progressive_steps=progressive_steps)
         drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
-        check_shares(
-            label_dropout=label_dropout, label_smoothing=label_smoothing, drop_path=drop_path
-        )
+        check_shares(label_dropout=label_dropout, label_smoothing=label_smoothing)
         self.spec, self.num_classes = spec, num_classes
         self.label_dropout, self.label_smoothing = label_dropout, label_smoothing
         self.progressive_steps = progressive_steps

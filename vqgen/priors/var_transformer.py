@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vqgen.contracts import Size
 from vqgen.nn.cache import KVCache
+from vqgen.nn.drop_path import rates
 from vqgen.nn.linear import Linear
 from vqgen.nn.modulated import PARTS, ModulatedBlock, ModulatedHead
 from vqgen.priors.var_inputs import ScaleInputs
@@ -53,9 +54,9 @@ class ScaleTransformer(nn.Module):
                 norm_eps=norm_eps,
                 unit_qk=unit_qk,
                 scale=attention_scale,
-                drop_path=drop_path * layer / max(depth - 1, 1),
+                drop_path=rate,
             )
-            for layer in range(depth)
+            for rate in rates(drop_path, depth)
         )
         self.head = ModulatedHead(width, vocab_size, condition_width=width, norm_eps=norm_eps)
         self.register_buffer("mask", self.inputs.mask(), persistent=False)

@@ -4,7 +4,7 @@ model."""
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -19,8 +19,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
+from vqgen.together import is_first as is_first
+from vqgen.together import once as once
+
 Value = TypeVar("Value")
 STRATEGIES = ("auto", "ddp", "fsdp")
+# of a process for the others: the first samples previews and distances alone, which may take more
+# than torch's own 10 minutes; of one that died the launcher tells, or a closed connection
+PATIENCE = timedelta(hours=4)
 SWITCHES = ("compile", "recompute")  # of the trainer node: ours, not Lightning's
 
 
@@ -87,27 +93,6 @@ def check(trainer: dict[str, Any]) -> None:
             f"wanted trainer.devices as a number or auto, got {wanted}; to choose among GPUs set "
             "CUDA_VISIBLE_DEVICES=0,1 before the command"
         )
-
-
-def once(decide: Callable[[], Value]) -> Value:
-    """What `decide` returns on the first process, on all of them; its error is everyone's."""
-    if not dist.is_initialized():
-        return decide()
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = decide()
-        except (ValueError, OSError) as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
-
-
-def is_first() -> bool:
-    """Whether this process is the one that prints and writes."""
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def gather(value: Value) -> list[Value]:
@@ -207,7 +192,15 @@ def _meet(local_rank: int) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     # both, since what is exchanged about the run itself is on the CPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+
+
+def launcher(trainer: dict[str, Any]) -> list[str]:
+    """The first words of a command that runs on as many devices of this machine as this run has."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    by_itself = here in (1, _wanted_here(trainer))
+    return ["python"] if by_itself else ["torchrun", f"--nproc_per_node={here}"]
 
 
 def planned(trainer: dict[str, Any]) -> int:

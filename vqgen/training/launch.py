@@ -2,6 +2,7 @@
 start here."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 from lightning import LightningDataModule
 from torch import nn
 
-from vqgen import checkpoint, runs
+from vqgen import checkpoint, commands, runs
 from vqgen.training import devices, switches
 from vqgen.training.callbacks import Console, SaveRun
 from vqgen.training.logs import Board, FileBoard
@@ -39,12 +40,20 @@ SLOW_ON_CPU = 30_000_000  # trained parameters; the emoji recipes have fewer tha
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; `checkpoint` and `counters` say where to go on (None and zeros for a new
-    run)."""
+    """A run folder; `checkpoint` and `counters` say where to go on (None and zeros for a new run),
+    `script` and `words` what has to be typed for it beside train.resume."""
 
     folder: Path
     checkpoint: Path | None = None
     counters: Counters = field(default_factory=Counters)
+    script: str = "train_stage1.py"
+    words: tuple[str, ...] = ()
+
+    def again(self, trainer: dict[str, Any], *more: str) -> str:
+        """The command that goes on, with `more` overrides; `trainer`: the node of that name."""
+        resume = commands.override("train.resume", self.folder)
+        start = [*devices.launcher(trainer), self.script]
+        return commands.shell(start, [*self.words, resume, *more])
 
 
 def find_resumed(settings: dict[str, Any], *, stage: str, name: str) -> Path | None:
@@ -93,13 +102,17 @@ def open_run(
 def _open_run(
     settings: dict[str, Any], typed: Sequence[str], resumed: Path | None, stage: str, name: str
 ) -> Run:
+    script = f"train_{stage}.py"
+    script = sys.argv[0] if Path(sys.argv[0]).name == script else script  # from another folder
     if resumed is not None:
         _check_same_experiment(resumed, settings)
-        return Run(resumed, *read_counters(resumed))
+        stored = stored_overrides(resumed)  # is read again; what was added is not in it
+        words = [word for word in typed if word not in stored and not word.startswith("run.")]
+        return Run(resumed, *read_counters(resumed), script=script, words=tuple(words))
     folder = runs.new(Path(settings["run"]["root"]), stage, settings["run"]["name"] or name)
     checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     checkpoint.write_text(folder / "overrides.txt", "".join(f"{word}\n" for word in typed))
-    return Run(folder)
+    return Run(folder, script=script)
 
 
 def recipe(train: dict[str, Any]) -> Recipe:
@@ -175,10 +188,12 @@ def train(
         if saver.signal is None and module.counters.step != module.validated_step:
             lightning.validate(module, data, verbose=False)
     except (RuntimeError, ConnectionError) as error:
-        sentence = _explained(error, module)
-        if sentence is None:
+        found = _explained(error, module)
+        if found is None:
             raise
-        raise OSError(f"{sentence}, and train.resume={run.folder} to go on") from error
+        sentence, cure = found
+        again = run.again(settings["trainer"], cure)
+        raise OSError(f"{sentence}; to go on with {cure} type: {again}") from error
     finally:
         lock.release()
         for board in boards:
@@ -187,8 +202,8 @@ def train(
         return 0
     if lightning.is_global_zero:
         print(
-            f"saved and left on signal {saver.signal} at step {module.counters.step}; "
-            f"go on with train.resume={run.folder}"
+            f"saved and left on signal {saver.signal} at step {module.counters.step}; to go on "
+            f"type: {run.again(settings['trainer'])}"
         )
     return 128 + saver.signal
 
@@ -206,20 +221,15 @@ def _used_up(run: Run, budget: Budget) -> str:
     )
 
 
-def _explained(error: Exception, module: TrainingModule) -> str | None:
-    """What happened and what to type; None for an error of another kind."""
+def _explained(error: Exception, module: TrainingModule) -> tuple[str, str] | None:
+    """What happened and the override that helps; None for an error of another kind."""
     first = (str(error) or type(error).__name__).splitlines()[0]
     # a loader process that dies while it hands over a batch leaves a broken connection
     if "DataLoader worker" in first or isinstance(error, ConnectionError):
-        return (
-            f"a loader process died ({first}), often for lack of memory; "
-            "type data.workers=0 or fewer"
-        )
+        return f"a loader process died ({first}), often for lack of memory", "data.workers=0"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in first:
-        return (
-            f"out of memory at step {module.counters.step} ({first}); type train.accumulate="
-            f"{2 * module.recipe.accumulate} for smaller batches on each device"
-        )
+        smaller = f"train.accumulate={2 * module.recipe.accumulate}"
+        return f"out of memory at step {module.counters.step} ({first})", smaller
     return None
 
 
