@@ -1,6 +1,7 @@
 """The latent cache: the same batches as encoding on the fly, whole or refused, resumable."""
 
 import json
+import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -212,7 +213,7 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_files(tmp_path: Path) 
 
 def test_half_written_files_of_a_killed_run_are_cleared_and_told(tmp_path: Path, capsys) -> None:
     """Here and where those of a remote cache are begun; nothing else is touched."""
-    for out in (str(tmp_path / "x"), f"memory://vqgen-test/{tmp_path.name}"):
+    for out in (str(tmp_path / "x"), f"memory://vqgen-test/{uuid.uuid4()}"):
         desk = cache_folder.Folder(out).desk
         (desk / "train").mkdir(parents=True)
         for name in (".manifest.json.7.writing", "train/.00000.arrow.7.writing"):

@@ -106,7 +106,7 @@ def _open_run(
     script = sys.argv[0] if Path(sys.argv[0]).name == script else script  # from another folder
     if resumed is not None:
         _check_same_experiment(resumed, settings)
-        stored = stored_overrides(resumed)  # is read again; what was added is not in it
+        stored = runs.stored_overrides(resumed)  # is read again; what was added is not in it
         words = [word for word in typed if word not in stored and not word.startswith("run.")]
         return Run(resumed, *read_counters(resumed), script=script, words=tuple(words))
     folder = runs.new(Path(settings["run"]["root"]), stage, settings["run"]["name"] or name)
