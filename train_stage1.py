@@ -37,6 +37,7 @@ def main(config: DictConfig) -> int:
     distance = small.measure(data, settings["small_fd"])
     random_lpips = loss.perceptual is not None and bool(loss.perceptual.random)
     run = launch.open_run(settings, cli.typed_overrides(), resumed, stage="stage1", name=name)
+    launch.check_data(run, data)
     data.samples_seen = run.counters.samples
     module = Stage1(
         tokenizer,

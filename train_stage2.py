@@ -55,6 +55,7 @@ def main(config: DictConfig) -> int:
     if wrap:
         source = run.folder / "tokenizer"
         fingerprint = devices.once(partial(features.save, source, tokenizer, export))
+    launch.check_data(run, data)
     batches.samples_seen = run.counters.samples
     module = Stage2(
         prior,

@@ -6,6 +6,7 @@ import resource
 import signal
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from filelock import FileLock
 from tests import tiny
 from tests.training.test_training import STAGES, run, stage1, weights
 from vqgen import build, runs
+from vqgen.data.store import ImageSet, Kept
 from vqgen.training import launch
 from vqgen.training.launch import Run
 
@@ -44,12 +46,14 @@ def file_size_limit() -> Iterator[Any]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def ends_as_if_nothing_had_happened(folder: Path, kind: str, reference: Path) -> None:
+def ends_as_if_nothing_had_happened(
+    folder: Path, kind: str, reference: Path, **settings: Any
+) -> None:
     """Resume, and compare everything that decides how training goes on."""
     whole, data = STAGES[kind](reference, 6)
-    run(reference / "whole", whole, data)
+    run(reference / "whole", whole, data, **settings)
     resumed, data = STAGES[kind](reference, 6)
-    run(folder, resumed, data, resume=Run(folder, *launch.read_counters(folder)))
+    run(folder, resumed, data, Run(folder, *launch.read_counters(folder)), **settings)
     expected, got = weights(reference / "whole"), weights(folder)
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
@@ -162,6 +166,77 @@ def test_a_resume_may_change_how_batches_reach_the_devices(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"train\.lr: 1\.0 -> 2\.0"):
         changed = settings_of(tmp_path / "runs", lr=2.0)
         launch.open_run(changed, [], begun.folder, stage="stage1", name="x")
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["in between", "last"])
+def test_a_signal_in_a_validation_leaves_at_once_and_it_comes_again(
+    tmp_path: Path, step: int
+) -> None:
+    module, data = stage1(tmp_path, 6)
+    validation_step, seen = module.validation_step, []
+
+    def asked(*args: Any) -> None:
+        if module.counters.step == step:
+            seen.append(args)
+            signal.raise_signal(signal.SIGTERM)
+        validation_step(*args)
+
+    module.validation_step = asked  # type: ignore[method-assign]
+    folder = tmp_path / "run"
+    assert run(folder, module, data, validate_every=4) == 128 + signal.SIGTERM
+    assert len(seen) == 1, "the rest of the validation was not waited for"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert launch.read_counters(folder)[1].step == step
+    assert f"\n{step},val/psnr" not in (folder / "metrics.csv").read_text()
+    ends_as_if_nothing_had_happened(folder, "learned", tmp_path, validate_every=4)
+    rows = [line.rsplit(",", 1)[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert f"{step},val/psnr" in rows and len(rows) == len(set(rows))
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["due", "last"])
+def test_a_validation_that_a_resume_repeats_is_told_once(tmp_path: Path, step: int) -> None:
+    """Also where the run is at its end: a requeued job may start it again and again."""
+    folder = tmp_path / "run"
+    for steps in (step, step, 6):
+        module, data = stage1(tmp_path, steps)
+        begun = Run(folder, *launch.read_counters(folder)) if folder.exists() else None
+        run(folder, module, data, resume=begun, validate_every=4)
+    rows = [line.rsplit(",", 1)[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert {"4,val/psnr", "6,val/psnr", "6,train/total"} <= set(rows)
+    assert len(rows) == len(set(rows))
+
+
+def test_a_checkpoint_with_a_wrong_bit_is_not_gone_on_from(tmp_path: Path, capsys) -> None:
+    module, data = stage1(tmp_path, 4)
+    run(tmp_path / "run", module, data, save_every=2)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with zipfile.ZipFile(last) as archive:
+        largest = archive.read(max(archive.infolist(), key=lambda part: part.file_size))
+    content = bytearray(last.read_bytes())
+    content[content.index(largest) + len(largest) // 2] ^= 1
+    last.write_bytes(content)
+    found, counters = launch.read_counters(tmp_path / "run")
+    assert (found.name, counters.step) == ("previous.ckpt", 2)
+    assert "last.ckpt is damaged" in capsys.readouterr().out
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    module, data = stage1(tmp_path, 2)
+    begun = Run(tmp_path / "run")
+    launch.check_data(begun, data)
+    run(begun.folder, module, data, resume=begun)
+    resumed = Run(begun.folder, *launch.read_counters(begun.folder))
+    launch.check_data(resumed, tiny.data())
+    fewer = ImageSet(
+        Kept(data.train.pixels.images[:-1], data.train.pixels.labels[:-1]),
+        size=tiny.SIZE,
+        skipped={},
+    )
+    for changed in ({"train": fewer}, {"class_names": ("a", "b", "other")}):
+        other = tiny.data()
+        vars(other).update(changed)
+        with pytest.raises(ValueError, match=r"other data than tiny.*init="):
+            launch.check_data(resumed, other)
 
 
 def test_out_of_memory_in_validation(tmp_path: Path) -> None:

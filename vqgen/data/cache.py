@@ -133,6 +133,10 @@ class CachedLatents(LightningDataModule):
         views = found.views("train")
         return {**found.data, "cache": self.root, "views": views, "data_hash": found.data_hash}
 
+    def content(self) -> str:
+        """sha256 over what was encoded, which a cache of other data does not share."""
+        return self.manifest.data_hash
+
     def latents(self, tokenizer: Tokenizer, fingerprint: str) -> "CachedLatents":
         """This data, for a prior over the latents of that tokenizer.
 

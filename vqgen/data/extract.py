@@ -27,7 +27,6 @@ from vqgen.data.store import Batch, ImageSet
 from vqgen.together import once
 
 View = tuple[int, int]  # (image, view)
-PROBED = 16  # images of each split that tell one data set from another
 
 
 def plan(
@@ -70,7 +69,7 @@ def plan(
         image_size=tokenizer.image_size,
         class_names=data.class_names,
         data=json.loads(json.dumps(data.describe())),
-        content=_content(data.train, data.val),
+        content=data.content(),
         images={"train": len(data.train), "val": len(data.val)},
         crops=number,
         flip=data.flip,
@@ -251,14 +250,3 @@ def _written(folder: Folder, file: str, mark: str) -> Shard | None:
     except (ValueError, KeyError, TypeError, AttributeError):  # edited, or of an older format
         return None
     return shard if plan == mark and manifests.is_whole(folder, shard) else None
-
-
-def _content(*splits: ImageSet) -> str:
-    """sha256 of all classes and of a few images per split, which other data does not share."""
-    found = hashlib.sha256()
-    for images in splits:
-        labels = images.pixels.labels
-        found.update(b"none" if labels is None else np.asarray(labels, np.int64).tobytes())
-        some = np.linspace(0, len(images) - 1, PROBED).astype(int)
-        found.update(images.__getitems__(some.tolist())["images"].numpy().tobytes())
-    return found.hexdigest()

@@ -1,5 +1,6 @@
 """The images of a run for Lightning: endless training batches that resume exactly, validation."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from vqgen.data.decode import CENTER, Crop
 from vqgen.data.encoded import EncodedImages
 from vqgen.data.order import GlobalBatches, Key, chances, in_order, micro_batch_size
 from vqgen.data.store import Batch, ImageSet
+
+PROBED = 16  # images of each split that tell one data set from another
 
 
 class ImageData(LightningDataModule):
@@ -83,6 +86,16 @@ class ImageData(LightningDataModule):
             "in_memory": self.train.pixels.in_memory,
             "skipped_files": self.train.skipped_files + self.val.skipped_files,
         }
+
+    def content(self) -> str:
+        """sha256 of all classes and of a few images per split, which other data does not share."""
+        found = hashlib.sha256(repr(self.class_names).encode())
+        for images in (self.train, self.val):
+            labels = images.pixels.labels
+            found.update(b"none" if labels is None else np.asarray(labels, np.int64).tobytes())
+            some = np.linspace(0, len(images) - 1, PROBED).astype(int)
+            found.update(images.__getitems__(some.tolist())["images"].numpy().tobytes())
+        return found.hexdigest()
 
     def latents(self, tokenizer: Tokenizer, fingerprint: str) -> EncodedImages:
         """The same images for a prior over the latents of that tokenizer, encoded on the fly."""

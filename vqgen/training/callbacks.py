@@ -5,6 +5,8 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +18,54 @@ from vqgen.training import devices
 from vqgen.training.module import TrainingModule
 
 
+class Left(Exception):
+    """A signal came during a validation, which comes again when the run is resumed."""
+
+
 class SaveRun(Callback):
     """Writes checkpoints/last.ckpt every `every` steps, before each validation (`validate_every`),
     at the end, and when a signal asks the run to leave.
 
-    The file before it stays as previous.ckpt. Ctrl-C and SIGTERM finish the step under way, save
-    (a scheduler grants seconds: no validation comes before that) and set `signal`; a second Ctrl-C
-    leaves at once."""
+    The file before it stays as previous.ckpt. While `listening`, Ctrl-C and SIGTERM finish the step
+    under way, save and set `signal`; a scheduler grants seconds: no validation comes before that,
+    and one under way, whose step is saved, ends in `Left`. A second Ctrl-C leaves at once."""
 
     def __init__(self, folder: Path, every: int, validate_every: int) -> None:
         self.folder, self.intervals = folder / "checkpoints", (every, validate_every)
         self.signal: int | None = None
         self._saved_step = -1
-        self._handlers: dict[int, Any] = {}
+        self._validating = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._saved_step = pl_module.counters.step if (self.folder / "last.ckpt").exists() else -1
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._leave)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle both signals inside of this block."""
+        self._process = os.getpid()  # loader processes inherit the handlers
+        both = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._leave) for number in both}
+        try:
+            yield
+        except Left:
+            pass
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _leave(self, number: int, frame: Any) -> None:
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._validating and os.getpid() == self._process:
+            raise Left
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._validating = True
+        if self.signal is not None:
+            raise Left
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._validating = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._saved_step = pl_module.counters.step if (self.folder / "last.ckpt").exists() else -1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         counters = pl_module.counters
@@ -52,8 +80,6 @@ class SaveRun(Callback):
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         if pl_module.counters.step != self._saved_step:
             self.save(trainer, pl_module)
 

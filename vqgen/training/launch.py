@@ -4,6 +4,7 @@ start here."""
 import logging
 import sys
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,19 @@ def _open_run(
     return Run(folder, script=script)
 
 
+def check_data(run: Run, data: Any) -> None:
+    """A new run remembers the data that it trains on; raises ValueError if a resumed one was
+    trained on other data than now."""
+    content = data.content()
+    if run.counters.facts.setdefault("data", content) != content:
+        raise ValueError(
+            f"{run.folder} was trained on other data than {data.describe()['name']} holds now "
+            "(number, classes or pixels of the images differ), so that it cannot go on where it "
+            "was; put the old ones back, or begin a run on the new ones from its weights: leave "
+            f"out train.resume and type init='{run.folder}'"
+        )
+
+
 def recipe(train: dict[str, Any]) -> Recipe:
     """The `train` node as the recipe both stages share. Raises ValueError for numbers out of
     range."""
@@ -183,10 +197,15 @@ def train(
     module.counters = run.counters
     if module.progress >= 1 and devices.is_first():
         print(f"nothing is left to train: {_used_up(run, module.recipe.budget)}")
+    is_due = module.progress >= 1 or run.counters.step % options["validate_every"] == 0
+    stored = {"ckpt_path": run.checkpoint, "weights_only": True}
     try:
-        lightning.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
-        if saver.signal is None and module.counters.step != module.validated_step:
-            lightning.validate(module, data, verbose=False)
+        with saver.listening():
+            if run.checkpoint and is_due:  # it was stopped in this validation, if not after it
+                lightning.validate(module, data, verbose=False, **stored)
+            lightning.fit(module, data, **stored)
+            if saver.signal is None and module.counters.step != module.validated_step:
+                lightning.validate(module, data, verbose=False)
     except (RuntimeError, ConnectionError) as error:
         found = _explained(error, module)
         if found is None:
@@ -280,6 +299,8 @@ def read_counters(run: Path) -> tuple[Path, Counters]:
         if not path.is_file():
             continue
         try:
+            if zipfile.ZipFile(path).testzip():  # its checksums, which torch.load passes over
+                raise ValueError("checksum")
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return path, Counters(**saved["vqgen"]["counters"])
         except Exception as error:  # whatever torch raises for a cut-off or foreign file

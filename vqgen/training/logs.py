@@ -59,19 +59,23 @@ class FileBoard(Board):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop what a killed run wrote after the checkpoint of this step, which comes again."""
+        """Drop what a run wrote after the checkpoint of this step, its validation first of all:
+        it comes again."""
         path = self.folder / "metrics.csv"
         if not path.exists():
             return
         with path.open(newline="") as file:
             head, *lines = [*file] or [""]
-        numbers = (line.split(",")[0] for line in lines)
-        kept = [
-            line
-            for line, number in zip(lines, numbers, strict=True)
-            if line.endswith("\n") and number.isdigit() and int(number) <= step
-        ]
-        checkpoint.write_text(path, "".join([head, *kept]))
+        kept, validated = [head], False
+        for line in lines:
+            number, _, rest = line.partition(",")
+            validated |= number == str(step) and rest.startswith("val/")
+            old = (
+                number.isdigit() and int(number) <= step and not (validated and int(number) == step)
+            )
+            if line.endswith("\n") and old:
+                kept.append(line)
+        checkpoint.write_text(path, "".join(kept))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -221,8 +221,10 @@ class TrainingModule(LightningModule, Generic[Model]):
         checkpoint["vqgen"] = {"counters": counters, "random": first, "random_others": others}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.counters = Counters(**checkpoint["vqgen"]["counters"])
-        saved = checkpoint["vqgen"]
+        saved, validated = checkpoint["vqgen"], self.counters.facts
+        self.counters = Counters(**saved["counters"])
+        if self.counters.step == self.validated_step:  # it has told what is best since then
+            self.counters.facts |= validated
         states = [saved["random"], *saved.get("random_others", [])]
         if self.global_rank < len(states):  # more devices than before: those begin anew
             self._saved_random_state = states[self.global_rank]
