@@ -30,6 +30,8 @@ def main(config: DictConfig) -> None:
         film = ranks.spread(draw, order.total, batch=settings["batch"])
     if first:
         write(order, order.finished(film.transpose(0, 1)), files)
+        if settings["film"] and film.shape[1] < settings["frames"]:
+            print(f"the film has {film.shape[1]} frames, one for each step of the sampling loop")
         print(f"{order.total} images from {path}: {', '.join(map(str, files.all))}")
 
 

@@ -6,6 +6,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, cli, finetune, planning, runs
+from vqgen.data.images import all_alike
 from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
@@ -27,6 +28,8 @@ def main(config: DictConfig) -> int:
     recipe, precision = launch.recipe(settings["train"]), build.precision(settings)
     seed_everything(settings["train"]["seed"], verbose=False)
     data = build.data(settings)
+    if devices.is_first() and all_alike(data.train):
+        print("all training images are the same picture, as far as was looked: is that meant?")
     start = finetune.begin_tokenizer(settings, cli.typed_overrides(), data.image_size)
     tokenizer, settings["tokenizer"] = start.model, start.settings
     loss = build.make(settings["loss"])
@@ -73,7 +76,8 @@ def check(settings: dict) -> None:
             f"stage 1 needs images, and data={cli.choice('data')} holds latents for stage 2; "
             "type data=emoji, or data=folder data.root=DIR"
         )
-    build.check_numbers(settings["tokenizer"], "tokenizer")
+    for group in ("tokenizer", "loss"):
+        build.check_numbers(settings[group], group)
 
 
 if __name__ == "__main__":

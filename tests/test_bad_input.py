@@ -273,6 +273,8 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             "prior.depth=0": "wanted prior.depth of at least 1, got 0",
             "prior.heads=0": "wanted prior.heads of at least 1, got 0",
             "prior.label_dropout=2": "prior.label_dropout=0.1",
+            "prior.label_dropout=1": "from 0 to below 1, got 1; type prior.label_dropout=0.1",
+            "prior.width=null": "wanted prior.width as a whole number, got null",
             "preview.guidance=strong": "wanted guidance as a number",
             "preview.per_class=0": "preview.per_class=8",
             "+preview.topk=3": "LlamaGen has no knob 'topk'; did you mean top_k?",
@@ -366,6 +368,21 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             "train.betas=[0.9]": "wanted train.betas as two numbers",
             "train.betas=[0.9,1.5]": "got [0.9, 1.5]",
             "train.betas=0.9": "wanted train.betas as two numbers",
+            "train.lr=nan": "wanted train.lr as a number of at least 0, got nan",
+            "train.lr=[1]": "wanted train.lr as a number of at least 0, got [1]",
+            "train.weight_decay=nan": "train.weight_decay as a number of at least 0, got nan",
+            "train.lr_end=inf": "wanted train.lr_end as a number of at least 0, got inf",
+            "train.clip=[1]": "train.clip=null to switch it off",
+            "train.clip=nan": "train.clip=null to switch it off",
+            "train.betas=[nan,0.9]": "wanted train.betas as two numbers",
+            "train.max_minutes=[5]": "train.max_steps or train.max_minutes above 0, got 1 and",
+            "train.max_minutes=nan": "wanted train.max_steps or train.max_minutes above 0",
+            "loss.pixel_weight=-1": "wanted loss.pixel_weight of at least 0, got -1",
+            "loss.pixel_weight=nan": "wanted loss.pixel_weight as a number, got nan",
+            "loss.perceptual_weight=null": "wanted loss.perceptual_weight as a number, got null",
+            "loss.pixel={l1:1,l2:-1}": "wanted loss.pixel.l2 (a weight) of at least 0, got -1",
+            "tokenizer.z_channels=[8]": "wanted tokenizer.z_channels as a whole number, got [8]",
+            "tokenizer.encoder.patch=0": "wanted tokenizer.encoder.patch of at least 1, got 0",
             "tokenizer.encoder.multipliers=[]": "tokenizer.encoder.multipliers=[1,2]",
             "tokenizer.bottleneck.codebook.size=0": "codebook.size as a whole number of at least 1",
             "tokenizer.bottleneck.codebook.dim=0": "codebook.dim as a whole number of at least 1",
@@ -761,6 +778,8 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         "data.size=[32,32]",
     ),
     ("asks for no image", lambda p: stage2_run(p / "runs"), "sample", ["n=0"], "at least 1"),
+    ("gave n a list", lambda p: stage2_run(p / "runs"), "sample", ["n=[3]"], "at least 1, got [3]"),
+    ("gave n no value", lambda p: stage2_run(p / "runs"), "sample", ["n=null"], "at least 1"),
     (
         "gave a temperature below 0",
         lambda p: stage2_run(p / "runs"),
@@ -1137,8 +1156,8 @@ def test_sampling_works_from_the_same_fixture(tmp_path: Path, monkeypatch, capsy
     with Image.open(tmp_path / "e_film.gif") as film:
         assert getattr(film, "n_frames") == 4  # noqa: B009 (Pillow's stubs leave it out)
     assert (tmp_path / "e.png").is_file() and (tmp_path / "e_film.png").is_file()
-    printed = capsys.readouterr().out.splitlines()[-1]
-    assert printed.endswith("e.png, e.npz, e_film.gif, e_film.png")
+    printed = capsys.readouterr().out
+    assert printed.endswith("e.png, e.npz, e_film.gif, e_film.png\n") and "film has" not in printed
     with Image.open(tmp_path / "e_film.png") as strip, np.load(tmp_path / "e.npz") as arrays:
         frames = np.asarray(strip)  # the first image: its first frame keeps the pixels, its last
         last = np.kron(arrays["arr_0"][0], np.ones((2, 2, 1), dtype=np.uint8))  # is the saved one
@@ -1147,6 +1166,15 @@ def test_sampling_works_from_the_same_fixture(tmp_path: Path, monkeypatch, capsy
     assert np.array_equal(cells[-1], last)
     kept = slice(0, last.shape[0] // 2), slice(0, last.shape[1] // 2)
     assert np.array_equal(cells[0][kept], last[kept])
+
+
+def test_a_film_says_that_there_are_fewer_steps_than_frames(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    stage2_run(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert typed("sample", ["n=1", "film=true", "frames=100"], monkeypatch) == 0
+    assert "the film has 6 frames, one for each step of the samp" in capsys.readouterr().out
 
 
 def test_a_plan_is_of_what_training_will_find(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -36,6 +36,8 @@ STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
         (STAGE2, "prior=lamagen", r"did you mean llamagen\?"),
         (STAGE2, "prior.widht=64", r"did you mean prior.width\?"),
         (STAGE2, "train.max_step=5", r"did you mean train.max_steps\?"),
+        (STAGE2, "prior.lr=1e-4", r"did you mean train.lr\?"),
+        (STAGE2, "prior.path=vp", r"did you mean path\?"),
         ((".", "sample"), "temprature=0.9", r"did you mean temperature\?"),
         ((".", "sample"), "topk=100", r"did you mean top_k\?"),
     ],
@@ -43,6 +45,20 @@ STAGE1, STAGE2 = ("stage1", "train_stage1"), ("stage2", "train_stage2")
 def test_typos_name_the_nearest_word(entry: tuple[str, str], word: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         overrides.check(*entry, [word])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prior=flow", "path=ot", "prior.path.sigma_max=5"],
+        ["prior=flow", "prior.path.beta_max=3"],
+        ["prior=diffusion", "prior.pairing=optimal"],
+    ],
+)
+def test_settings_of_another_choice_are_no_typos(words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        overrides.check(*STAGE2, words)
+    assert "did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ tokens."""
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import vqgen
 from tests import tiny
 from tests.test_bad_input import stage1_run, stage2_run
-from vqgen import pictures
+from vqgen import checkpoint, pictures
 from vqgen.importing.folder import imagenet_classes
 from vqgen.nn.autoencoder import Decoder, Encoder
 from vqgen.pipeline import Pipeline
@@ -265,6 +266,8 @@ WRONG = {
         lambda p: p.reconstruct(tiny.images(2).float()),
         r"float images in \[-1, 1\]",
     ),
+    "encoding nothing": (lambda p: p.encode(tiny.images(2)[:0]), "at least one image, got 0"),
+    "decoding nothing": (lambda p: p.decode(IDS[:0]), "at least one image, got 0"),
     "nothing to paint": (
         lambda p: p.edit(tiny.images(2), torch.zeros(2, *tiny.SIZE, dtype=torch.bool), [0, 1]),
         r"True somewhere .*nothing to paint",
@@ -286,6 +289,23 @@ def test_continuous_latents_of_another_shape_are_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"float latents \[n, 4, 4, 6\], got .* \[2, 4, 6, 4\]"):
         pipeline.decode(torch.zeros(2, 4, 6, 4))
+    for bad in (float("nan"), float("inf")):
+        latents = torch.zeros(2, 4, 4, 6)
+        latents[1, 0, 0, 0] = bad
+        with pytest.raises(ValueError, match=r"finite latents, got 1 numbers .* guidance"):
+            pipeline.decode(latents)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -1.0])
+def test_damaged_statistics_of_latents_are_refused(tmp_path: Path, value: float) -> None:
+    run, tokenizer = stage1_run(tmp_path, kl=True), tiny.kl()
+    node = checkpoint.read_header(run / "tokenizer")["architecture"]
+    assert tokenizer.standardizer is not None
+    tokenizer.standardizer.deviation[1] = value
+    options: dict[str, Any] = {"kind": "tokenizer", "architecture": node, "facts": {}}
+    checkpoint.save_model(run / "tokenizer", tokenizer, **options)
+    with pytest.raises(ValueError, match=r"deviations above 0 .* the file is damaged"):
+        vqgen.load(run)
 
 
 def test_undecided_tokens_can_be_decoded(pipeline: Pipeline) -> None:

@@ -51,14 +51,21 @@ def checked_seeds(seeds: Sequence[Any]) -> list[int]:
 
 
 def check_latents(spec: LatentSpec, latents: Tensor) -> None:
-    """Raise ValueError unless the latents are of such a kind, shape and range; a token may be -1
-    (not yet decided)."""
+    """Raise ValueError unless there are latents of such a kind, shape and range, finite ones; a
+    token may be -1 (not yet decided)."""
+    if not len(latents):
+        raise ValueError("wanted the latents of at least one image, got 0")
     if not isinstance(spec, TokenSpec):
         shape = [spec.channels, spec.height, spec.width]
         if list(latents.shape[1:]) != shape or not latents.is_floating_point():
             raise ValueError(
                 f"wanted float latents [n, {', '.join(map(str, shape))}], got {latents.dtype} "
                 f"{list(latents.shape)}"
+            )
+        if not bool(latents.isfinite().all()):
+            raise ValueError(
+                f"wanted finite latents, got {int((~latents.isfinite()).sum())} numbers that are "
+                "not; if they were sampled, try a smaller guidance, more steps or another solver"
             )
         return
     if latents.shape[1:] != (spec.length,) or latents.is_floating_point():

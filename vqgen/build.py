@@ -8,7 +8,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 import hydra
 import torch
@@ -102,8 +103,9 @@ def check_pair(node: Any, spec: Any) -> None:
 
 def check_path(node: Any) -> None:
     """Raise ValueError for a path= that was typed with a prior that follows none or not this one,
-    or for numbers that make no path."""
+    or for numbers that make no path or no prior."""
     node = plain(node)
+    check_numbers(node)
     family = hydra.utils.get_class(node["_target_"])
     if "path" in node and "path" not in inspect.signature(family).parameters:
         raise ValueError(
@@ -116,7 +118,11 @@ def check_path(node: Any) -> None:
 
 # names of settings, what they are, and whether a number is that
 RANGES: list[tuple[set[str], str, Callable[[float], bool]]] = [
-    ({"z_channels"}, "of at least 1", lambda x: x >= 1),
+    (
+        {"z_channels", "patch", "width", "depth", "heads", "kv_heads", "multiple_of"},
+        "of at least 1",
+        lambda x: x >= 1,
+    ),
     ({"label_smoothing", "phi_strength", "revive_below"}, "from 0 to 1", lambda x: 0 <= x <= 1),
     (
         {"dropout", "token_dropout", "attention_dropout", "ffn_dropout", "residual_dropout"},
@@ -129,35 +135,67 @@ RANGES: list[tuple[set[str], str, Callable[[float], bool]]] = [
         lambda x: 0 < x < math.inf,
     ),
     (
-        {"commitment_weight", "codebook_weight", "kl_weight"},
+        {"commitment_weight", "codebook_weight", "kl_weight", "pixel_weight", "perceptual_weight"},
         "of at least 0",
         lambda x: 0 <= x < math.inf,
     ),
 ]
+# types of plain settings, and how they are called in a sentence
+PLAIN: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    type(None): "null",
+}
 
 
 def check_numbers(node: dict[str, Any], path: str = "prior") -> None:
-    """Raise ValueError for sizes below 1, shares outside of [0, 1] and the like: whatever the
-    family, these words mean the same."""
+    """Raise ValueError for a value of another type than the argument of the node's `_target_` has
+    (null or a list for a number, nan), and for sizes below 1, shares outside of [0, 1] and the
+    like: whatever the family, these words mean the same."""
+    plain_types = _plain_types(node)
     for name, value in node.items():
+        types = plain_types.get(name)
+        if types and not _is_of(value, types):
+            wanted = " or ".join(PLAIN[one] for one in types)
+            raise ValueError(
+                f"wanted {path}.{name} as {wanted}, got {'null' if value is None else value}; "
+                "leave it out for its default"
+            )
         if isinstance(value, dict):
             check_numbers(value, f"{path}.{name}")
         if not isinstance(value, int | float):
             continue
-        if name in ("width", "depth", "heads", "kv_heads", "multiple_of") and value < 1:
-            raise ValueError(
-                f"wanted {path}.{name} of at least 1, got {value}; leave it out for the size's own"
-            )
         for names, wanted, is_right in RANGES:
             if name in names and not is_right(value):
                 raise ValueError(
                     f"wanted {path}.{name} {wanted}, got {value}; leave it out for its default"
                 )
-        if name == "label_dropout" and not 0 <= value <= 1:
+        if name == "label_dropout" and not 0 <= value < 1:
             raise ValueError(
                 f"wanted {path}.label_dropout (how often training withholds the condition) from 0 "
-                f"to 1, got {value}; type {path}.label_dropout=0.1"
+                f"to below 1, got {value}; type {path}.label_dropout=0.1"
             )
+
+
+def _plain_types(node: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The types by name of the arguments of a node's `_target_` that take plain values alone."""
+    if "_target_" not in node:
+        return {}
+    target = hydra.utils.get_object(node["_target_"])
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    types = {
+        name: get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        for name, hint in hints.items()
+    }
+    return {name: parts for name, parts in types.items() if set(parts) <= PLAIN.keys()}
+
+
+def _is_of(value: Any, types: tuple[Any, ...]) -> bool:
+    if float in types and type(value) in (int, float):
+        return math.isfinite(value)
+    return type(value) in types
 
 
 def _check_arguments(node: Any) -> None:
@@ -195,6 +233,7 @@ def data(settings: dict[str, Any]) -> Any:
     """The data module of the resolved config; batch and seed come from `train`."""
     train = settings["train"]
     shared = {"global_batch": train["global_batch"], "accumulate": train["accumulate"]}
+    check_numbers(settings["data"], "data")
     try:
         return make(settings["data"], **shared, seed=train["seed"])
     except TypeError as error:  # the sources hand on what they do not know themselves

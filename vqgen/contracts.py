@@ -89,6 +89,7 @@ class Standardize(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
+        self.register_load_state_dict_post_hook(_check_statistics)
 
     def forward(self, x: Tensor) -> Tensor:
         """x Float [batch, channels, h, w] -> standardized."""
@@ -110,6 +111,17 @@ class Standardize(nn.Module):
         """Change nothing again."""
         self.mean.zero_()
         self.deviation.fill_(1.0)
+
+
+def _check_statistics(standardize: Standardize, _: object) -> None:
+    """Raise ValueError for loaded statistics that no latents have."""
+    mean, deviation = standardize.mean, standardize.deviation
+    if not bool((mean.isfinite() & deviation.isfinite() & (deviation > 0)).all()):
+        raise ValueError(
+            "wanted finite means and deviations above 0 of the tokenizer's latents, got means "
+            f"{mean.tolist()} and deviations {deviation.tolist()}: the file is damaged; copy it "
+            "again, or train the tokenizer again"
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Order:
 
     def __init__(self, pipeline: Pipeline, settings: dict[str, Any], knobs: dict[str, Any]) -> None:
         for name in ("n", "batch", "frames"):
-            if settings[name] < 1:
+            if type(settings[name]) is not int or settings[name] < 1:
                 raise ValueError(
                     f"wanted {name} of at least 1, got {settings[name]}; type {name}=8"
                 )

@@ -265,6 +265,8 @@ class Pipeline:
         """uint8 or float images -> float in [-1, 1] on this device."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
+        if not len(images):
+            raise ValueError("wanted at least one image, got 0")
         images = images.to(self.device)
         if not images.is_floating_point():
             return images.float() / 127.5 - 1

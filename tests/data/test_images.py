@@ -13,7 +13,7 @@ from torch import distributed
 
 from tests.data.pictures import write_classes
 from vqgen.data.folders import folder
-from vqgen.data.images import ImageData
+from vqgen.data.images import ImageData, all_alike
 from vqgen.data.store import Batch
 
 OPTIONS: dict[str, Any] = {"size": [16, 20], "crop": "random", "flip": True, "global_batch": 4}
@@ -192,3 +192,14 @@ def test_ranks_share_the_global_batch_and_the_validation_set(
     assert all(any(torch.equal(image, other) for other in every) for image in mine)
     with pytest.raises(ValueError, match="accumulation x ranks = 1 x 2, got 5"):
         build(root, global_batch=5).train_dataloader()
+
+
+@pytest.mark.parametrize("cache_mb", [0, 2000], ids=["decoded on access", "in memory"])
+def test_images_that_are_all_the_same_are_told_from_others(tmp_path: Path, cache_mb: int) -> None:
+    for i in range(6):
+        Image.new("RGB", (20, 16), (7, 8, 9)).save(tmp_path / f"{i}.png")
+    assert all_alike(build(tmp_path, cache_mb=cache_mb).train)
+    Image.new("RGB", (20, 16), (7, 8, 10)).save(tmp_path / "6.png")
+    data = build(tmp_path, cache_mb=cache_mb, val_fraction=0.2)
+    alike = {data.train.pixels.fetch(i)[0].sum() for i in range(len(data.train))}
+    assert all_alike(data.train) == (len(alike) == 1)

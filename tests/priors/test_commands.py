@@ -84,12 +84,37 @@ def test_sampling_of_a_path_is_refused(
     [
         (
             ["prior=flow_tiny", "path=ve", "prior.path.sigma_min=5", "prior.path.sigma_max=5"],
-            "0 < sigma_min < sigma_max < inf, .*type prior.path.sigma_min=0.01",
+            "sigma_min < sigma_max <= 1e\\+06, .*type prior.path.sigma_min=0.01",
         ),
         (
             ["prior=diffusion_tiny", "path=ve", "prior.path.sigma_min=60"],
-            "0 < sigma_min < sigma_max < inf, .*type prior.path.sigma_min=0.01",
+            "sigma_min < sigma_max <= 1e\\+06, .*type prior.path.sigma_min=0.01",
         ),
+        (
+            ["prior=diffusion_tiny", "prior.network.patch=0"],
+            "prior.network.patch of at least 1, got",
+        ),
+        (
+            ["prior=flow_tiny", "prior.network.patch=-1"],
+            "prior.network.patch of at least 1, got -1",
+        ),
+        (
+            ["prior=flow_tiny", "prior.network.patch=[1,5]"],
+            r"prior.network.patch as a whole number, got \[1, 5\]; leave it out",
+        ),
+        (["prior=flow_tiny", "prior.network.patch=null"], "patch as a whole number, got null"),
+        (["prior=flow_tiny", "prior.network.depth=[2]"], "prior.network.depth as a whole number"),
+        (
+            ["prior=diffusion_tiny", "path=ve", "prior.path.sigma_max=[3,4]"],
+            r"prior.path.sigma_max as a number, got \[3, 4\]",
+        ),
+        (["prior=diffusion_tiny", "path=vp", "prior.path.beta_max=nan"], "as a number, got nan"),
+        (
+            ["prior=flow_tiny", "prior.predict=null"],
+            "predict as one of velocity, .* got None; type",
+        ),
+        (["prior=flow_tiny", "prior.network.heads=3"], "heads=3; change prior.network.heads"),
+        (["prior=flow_tiny", "prior.label_dropout=1"], "to below 1, got 1; type prior.label_drop"),
         (["prior=diffusion_tiny", "path=ot"], "^vqgen: wanted path .* or prior=flow for path=ot"),
     ],
 )

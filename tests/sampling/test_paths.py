@@ -152,17 +152,36 @@ def test_training_times_are_inside() -> None:
     [
         (
             lambda: VE(sigma_min=2, sigma_max=1),
-            r"0 < sigma_min < sigma_max < inf, got .*2.*; type prior",
+            r"sigma_min < sigma_max <= 1e\+06, got .*2.*; type prior",
         ),
         (lambda: VE(sigma_min=1, sigma_max=1), r"sigma_min=1, sigma_max=1; type prior.path"),
         (lambda: VE(sigma_max=float("inf")), r"sigma_max=inf; type prior.path.sigma_min=0.01"),
         (lambda: VP(beta_max=float("inf")), r"beta_max=inf; type prior.path.beta_min=0.1"),
         (
             lambda: VP(beta_min=0),
-            r"0 < beta_min < beta_max < inf, got beta_min=0.*; type prior.path",
+            r"0 < beta_min < beta_max, .* 200, got beta_min=0.*; type prior.path",
         ),
+        (lambda: VP(beta_max=1e9), r"at most 200, got .*beta_max=1000000000.0; type prior"),
+        (lambda: VP(beta_min=150, beta_max=160), r"at most 200, got beta_min=150"),
+        (lambda: VE(sigma_max=1e30), r"<= 1e\+06, got .*sigma_max=1e\+30; type prior.path"),
+        (lambda: VE(sigma_min=1e-30), r"1e-06 <= sigma_min .*, got sigma_min=1e-30"),
     ],
 )
 def test_impossible_paths_are_refused(make, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [VP(beta_max=199), VP(beta_min=95, beta_max=105), VE(sigma_min=1e-6, sigma_max=1e6)],
+    ids=["steep", "always noisy", "wide"],
+)
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_what_is_not_refused_is_finite_in_float32(path: GaussianPath, kind: Kind) -> None:
+    torch.manual_seed(0)
+    first, last = path.span(kind)
+    t = first + (last - first) * torch.linspace(0, 1, 65).double()
+    x = torch.randn(65, 4)
+    for target in WEIGHTS:
+        assert path.convert(torch.randn(65, 4), x, t, kind, target).isfinite().all(), target

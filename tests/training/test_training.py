@@ -378,3 +378,33 @@ def test_the_average_is_validated_and_has_no_dropout(tmp_path: Path) -> None:
     assert not any(part.training for part in module.average.modules())
     pairs = zip(module.model.parameters(), module.average.model.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_validation_cannot_compute_is_an_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits, sheet and distance that are not finite: said, and the run goes on and exports."""
+
+    def lost(prior: Prior) -> Any:
+        raise ValueError("wanted finite latents")
+
+    module, data = stage2(tmp_path, 2)
+    module.preview, module.small_fd = lost, lost
+    bits = {"all": torch.full((4,), float("nan"))}
+    monkeypatch.setattr(module.average.model, "bits_by_part", lambda *_: bits)
+    run(tmp_path / "run", module, data)
+    alarms = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ALARM")]
+    assert alarms[0].startswith("ALARM step 2: val/bits_per_dimension, val/bits_per_token not fin")
+    assert [line.split(":")[1] for line in alarms[1:]] == [
+        " no sample sheet",
+        " no distance of samples",
+    ]
+    assert (tmp_path / "run" / "pipeline" / "prior").is_dir()
+
+
+def test_a_distance_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    module, _ = stage2(tmp_path, 2)
+    module.record = lambda numbers: None
+    values = iter([float("nan"), 3.0, float("nan"), 2.0, 2.5])
+    best = [module.is_best(lambda _: ("fd", next(values)), module.model) for _ in range(5)]
+    assert best == [False, True, False, True, False]

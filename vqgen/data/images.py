@@ -180,6 +180,14 @@ class Augmented(Dataset[Batch]):
         )
 
 
+def all_alike(images: ImageSet, looked_at: int = 64) -> bool:
+    """Whether so many images, evenly spread, are one and the same picture; ends at the first that
+    differs."""
+    first = images.pixels.fetch(0)[0]
+    spread = np.linspace(1, len(images) - 1, min(looked_at, len(images) - 1)).round().astype(int)
+    return all(np.array_equal(first, images.pixels.fetch(int(i))[0]) for i in spread)
+
+
 def _as_it_is(batch: Any) -> Any:
     """The sets make whole batches; there is nothing to collate."""
     return batch

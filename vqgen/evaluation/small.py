@@ -26,7 +26,7 @@ class SmallDistance:
         network = features.load(settings["features"])  # on the CPU: no memory of the training's
         self.data, self.samples = data, settings["samples"]
         self.extractor = Extractor(network, Path(settings["cache"]))
-        if self.samples < 2:
+        if type(self.samples) is not int or self.samples < 2:
             raise ValueError(
                 f"wanted small_fd.samples of at least 2 (0 is off), got {self.samples}"
             )

@@ -1,5 +1,7 @@
 """The adversarial part of stage 1: discriminator, losses and the schedule that lets it in."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -50,7 +52,7 @@ class PatchGAN(nn.Module):
                 )
         weights = {"weight": weight, "lecam_weight": lecam_weight, "r1_weight": r1_weight}
         for name, value in weights.items():
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"loss.gan.{name} has to be 0 or more; got {value}")
         self.game = choose(GAMES, loss, "loss.gan.loss")
         self.weight, self.start, self.warmup, self.ramp = weight, start, warmup, ramp

@@ -1,5 +1,6 @@
 """Pixel losses: how far a reconstruction is from its image, pixel by pixel, as one number."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
@@ -21,6 +22,12 @@ def pixel_loss(choice: str | Mapping[str, float]) -> PixelLoss:
     if isinstance(choice, str):
         return choose(PIXEL_LOSSES, choice, "loss.pixel")
     terms = [(choose(PIXEL_LOSSES, name, "loss.pixel"), weight) for name, weight in choice.items()]
+    for name, weight in choice.items():
+        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+            raise ValueError(
+                f"wanted loss.pixel.{name} (a weight) of at least 0, got {weight}; type "
+                f"loss.pixel={name}, or weights like loss.pixel={{l1:1.0,l2:0.2}}"
+            )
     if not terms:
         raise ValueError(
             "loss.pixel is empty; try loss.pixel=l1 (and loss.pixel_weight=0 for none)"

@@ -49,6 +49,11 @@ class DiT(nn.Module):
                 f"2-D positions wanted a width that is a multiple of 4, got {width}; "
                 "change prior.network.width"
             )
+        if width % heads:
+            raise ValueError(
+                f"wanted heads that divide the width, got width={width}, heads={heads}; "
+                "change prior.network.heads"
+            )
         self.width, self.patch, self.rows = width, patch, height // patch
         numbers = channels * patch**2
         self.embed = Linear(numbers, width)

@@ -113,11 +113,15 @@ class Denoiser(nn.Module):
                 "the images with this prior's tokenizer"
             )
         given = None if known is None else known.latents
-        if given is not None and not (given.is_floating_point() and bool(given.isfinite().all())):
+        if given is not None and not given.is_floating_point():
             raise ValueError(
-                f"wanted known latents as finite floating-point numbers, got {given.dtype} with "
-                f"{int((~given.isfinite()).sum())} that are not finite; encode the images with "
-                "this prior's tokenizer"
+                f"wanted known latents as floating-point numbers, got {given.dtype}; encode the "
+                "images with this prior's tokenizer"
+            )
+        if given is not None and not bool(given.isfinite().all()):
+            raise ValueError(
+                f"wanted known latents that are finite, got {int((~given.isfinite()).sum())} "
+                "numbers that are not; encode the images with this prior's tokenizer"
             )
         if known is None and knobs.resample > 1:
             raise ValueError(

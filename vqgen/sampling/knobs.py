@@ -19,6 +19,7 @@ from vqgen.words import cure
 
 Advance = Callable[[Field, Tensor, Tensor, Tensor], Tensor]  # (field, x_t, t, u) -> x_u
 ANNEALED_SNR, LEAST_SNR = 0.5, 0.05  # of langevin: by default, and the least
+LEAST_TOLERANCE = 1e-6  # of dopri5: float32 rounds at 1e-7 of the numbers
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,17 @@ class ContinuousKnobs:
                     f"{name} is for solver={', '.join(users)}, got {name}={getattr(self, name)} "
                     f"with solver={self.solver}; type solver={users[0]} or leave {name} out"
                 )
+        if self.snr is not None and self.snr >= 1:
+            default = ANNEALED_SNR if self.solver == "langevin" else 0.16
+            raise ValueError(
+                f"wanted snr below 1 (a step as large as the noise), got {self.snr}; "
+                f"type snr={default}"
+            )
+        if self.tolerance is not None and self.tolerance < LEAST_TOLERANCE:
+            raise ValueError(
+                f"wanted tolerance of at least {LEAST_TOLERANCE:g} (float32 tells no smaller "
+                f"errors), got {self.tolerance}; type tolerance=0.0001"
+            )
 
     @property
     def count(self) -> int:
@@ -101,10 +113,10 @@ class ContinuousKnobs:
 
     def _check_annealing(self, path: GaussianPath, times: Tensor) -> None:
         snr, levels = self.snr or ANNEALED_SNR, list(pairwise(times))
-        if not LEAST_SNR <= snr < 1:
+        if snr < LEAST_SNR:
             raise ValueError(
-                f"solver=langevin needs snr from {LEAST_SNR} (smaller steps are too many) to below "
-                f"1 (a step as large as the noise), got snr={snr}; type snr={ANNEALED_SNR}"
+                f"solver=langevin needs snr of at least {LEAST_SNR} (smaller steps are too many), "
+                f"got snr={snr}; type snr={ANNEALED_SNR}"
             )
         ratio = max(float(path.deviation(t) / path.deviation(u)) for t, u in levels)
         if ratio > math.e:  # data of unit variance would be frozen in before its noise is out

@@ -20,6 +20,8 @@ from torch import Tensor
 
 Kind = Literal["velocity", "score", "noise", "data", "residual"]  # what a network may predict
 EDGE = 1e-3  # how far from a singular end loops and losses stay
+LARGEST_BETA = 200.0  # a(0) = e^-50: float32 still holds 1/a, of which data is made from noise
+SIGMAS = (1e-6, 1e6)  # float32's 24 bits hold x_1 and its noise together in there only
 
 
 class GaussianPath(ABC):
@@ -195,10 +197,11 @@ class VP(GaussianPath):
     name = "vp"
 
     def __init__(self, *, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min < beta_max < torch.inf:
+        if not 0 < beta_min < beta_max <= LARGEST_BETA - beta_min:
             raise ValueError(
-                f"path=vp wanted 0 < beta_min < beta_max < inf, got beta_min={beta_min}, "
-                f"beta_max={beta_max}; type prior.path.beta_min=0.1 prior.path.beta_max=20"
+                f"path=vp wanted 0 < beta_min < beta_max, their sum at most {LARGEST_BETA:g}, got "
+                f"beta_min={beta_min}, beta_max={beta_max}; type "
+                "prior.path.beta_min=0.1 prior.path.beta_max=20"
             )
         self.beta_min, self.beta_max = beta_min, beta_max
 
@@ -238,10 +241,12 @@ class VE(GaussianPath):
     rescaled = True
 
     def __init__(self, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
-        if not 0 < sigma_min < sigma_max < torch.inf:
+        low, high = SIGMAS
+        if not low <= sigma_min < sigma_max <= high:
             raise ValueError(
-                f"path=ve wanted 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min}, "
-                f"sigma_max={sigma_max}; type prior.path.sigma_min=0.01 prior.path.sigma_max=50"
+                f"path=ve wanted {low:g} <= sigma_min < sigma_max <= {high:g}, got "
+                f"sigma_min={sigma_min}, sigma_max={sigma_max}; type "
+                "prior.path.sigma_min=0.01 prior.path.sigma_max=50"
             )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self._log_ratio = torch.tensor(sigma_max / sigma_min, dtype=torch.float64).log().item()

@@ -58,7 +58,9 @@ def dopri5(
     """Order 5 with adaptive steps (Dormand and Prince 1980), six evaluations each.
 
     Every image has its own steps: one is taken if the root mean square over the image of error /
-    (tolerance (1 + max(|x|, |new x|))) is at most 1. An image that has arrived waits."""
+    (tolerance (1 + max(|x|, |new x|))) is at most 1. An image that has arrived waits.
+
+    Raises ValueError where the velocity is not finite however short the step."""
     whole = u - t
     now = t.expand(x.shape[0]).clone()
     length = torch.full_like(now, 0.1)  # of the next step, as a share of the whole
@@ -73,6 +75,12 @@ def dopri5(
         scale = tolerance * (1 + torch.maximum(x.abs(), new.abs()))
         ratio = (fit(h, x) * _sum(ERROR, slopes) / scale).flatten(1).square().mean(dim=1).sqrt()
         ratio = ratio.double().cpu()
+        lost = (share <= SMALLEST) & ~ratio.isfinite()
+        if bool(lost.any()):
+            raise ValueError(
+                "solver=dopri5 wanted a finite velocity, got none near "
+                f"t={float(now[lost][0]):.3g}; try a smaller guidance, or solver=heun"
+            )
         taken = ((ratio <= 1) | (share <= SMALLEST)) & (done < 1)
         wide = taken.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
         x, slope = new.where(wide, x), slopes[-1].where(wide, slope)

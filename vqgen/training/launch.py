@@ -2,6 +2,7 @@
 start here."""
 
 import logging
+import math
 import sys
 import warnings
 import zipfile
@@ -133,7 +134,7 @@ def recipe(train: dict[str, Any]) -> Recipe:
     """The `train` node as the recipe both stages share. Raises ValueError for numbers out of
     range."""
     for name, least in LEAST.items():
-        if not isinstance(train[name], int | float) or train[name] < least:
+        if not isinstance(train[name], int | float) or not least <= train[name] < math.inf:
             raise ValueError(
                 f"wanted train.{name} as a number of at least {least}, got {train[name]}; leave "
                 f"it out for the recipe's own"

@@ -6,6 +6,7 @@ and Trainer clipping cannot be used with two of them. Here one step is one step 
 (the model that is exported), whatever else is optimized beside it; every schedule, log and budget
 counts these."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Generic
@@ -163,8 +164,15 @@ class TrainingModule(LightningModule, Generic[Model]):
             print(text, flush=True)
 
     def record(self, numbers: dict[str, Any]) -> None:
-        """Log numbers under the generator step."""
+        """Log numbers under the generator step; one of the validation that is not finite is an
+        alarm."""
         plain = {name: float(value) for name, value in numbers.items()}
+        bad = [n for n, value in plain.items() if n.startswith("val/") and not math.isfinite(value)]
+        if bad:
+            self.say(
+                f"ALARM step {self.counters.step}: {', '.join(bad)} not finite; lower train.lr, or "
+                "look at the numbers of the model (path, weights) that were typed"
+            )
         for board in self.boards:
             board.log_metrics(plain, step=self.counters.step)
 
@@ -189,11 +197,15 @@ class TrainingModule(LightningModule, Generic[Model]):
         it is the smallest of the run so far. To be asked on rank 0."""
         if small_fd is None:
             return False
-        name, value = small_fd(averaged)
+        try:
+            name, value = small_fd(averaged)
+        except ValueError as error:  # samples that are not finite, say: no reason to lose the run
+            print(f"ALARM step {self.counters.step}: no distance of samples: {error}")
+            return False
         self.record({name: value})
         print(f"  {name} {value:.4g} (few images: compare within this run only)")
         facts: dict[str, Any] = self.counters.facts
-        if value >= facts.get("best_small_fd", {}).get("value", float("inf")):
+        if not value < facts.get("best_small_fd", {}).get("value", float("inf")):
             return False
         facts["best_small_fd"] = {"name": name, "value": value, "step": self.counters.step}
         return True

@@ -1,5 +1,6 @@
 """What a run is told (recipe, budget) and what it counts."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.max_steps, self.max_minutes) if limit is not None]
-        if not limits or min(limits) <= 0:
+        if not limits or not all(_is_above_0(limit) for limit in limits):
             raise ValueError(
                 "wanted train.max_steps or train.max_minutes above 0, got "
                 f"{self.max_steps} and {self.max_minutes}; type train.max_steps=1000, say"
@@ -51,11 +52,15 @@ class Recipe:
                 "wanted train.betas as two numbers from 0 to below 1, got "
                 f"{list(self.betas)}; type train.betas=[0.9,0.95]"
             )
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not _is_above_0(self.clip):
             raise ValueError(
                 f"wanted train.clip (the largest gradient norm) above 0, got {self.clip}; "
                 "type train.clip=1.0, or train.clip=null to switch it off"
             )
+
+
+def _is_above_0(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 @dataclass

@@ -131,12 +131,19 @@ class Stage2(TrainingModule[Prior]):
         prior = self.assembled_average()
         if self.trainer.is_global_zero:
             print(f"validation at step {self.counters.step} ({kind} likelihood): {shown}")
-            picture = self.preview(prior)
-            for board in self.boards:
-                board.log_picture("samples/by_class", picture, self.counters.step)
+            self._log_preview(prior)
             self.export(prior, "pipeline")
             if self.is_best(self.small_fd, prior):
                 self.export(prior, "best")
+
+    def _log_preview(self, prior: Prior) -> None:
+        try:
+            picture = self.preview(prior)
+        except ValueError as error:  # samples that are not finite: no reason to lose the run
+            print(f"ALARM step {self.counters.step}: no sample sheet: {error}")
+            return
+        for board in self.boards:
+            board.log_picture("samples/by_class", picture, self.counters.step)
 
     def export(self, prior: Prior, name: str) -> None:
         """Write the run's pipeline/ (or best/) folder: the tokenizer as it was given and the
