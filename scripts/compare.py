@@ -46,14 +46,14 @@ def main(config: DictConfig) -> None:
         raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
     jobs = [job for model in models for job in jobs_of(model, settings)]
     print("\n".join(which(model) for model in models), flush=True)
-    cards = [evaluate(model, changes, settings) for model, changes in jobs]
-    pairs = zip(jobs, cards, strict=True)
-    rows = [comparison.row_of(card, minutes_of(model)) for (model, _), card in pairs]
+    done = [(*job, evaluate(*job, settings)) for job in jobs]
+    done.sort(key=lambda each: (models.index(each[0]), each[1]["knobs"].get("steps", 0)))
+    rows = [comparison.row_of(card, minutes_of(model)) for model, _, card in done]
     rows = comparison.told_apart(comparison.with_likelihoods(rows))
     out = Path(settings["out"])
     checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
     checkpoint.write_text(out / "comparison.csv", comparison.as_csv(rows))
-    folders = [folder_of(model, changes, settings) for model, changes in jobs]
+    folders = [folder_of(model, changes, settings) for model, changes, _ in done]
     written = [*plots.draw(rows, out), *side_by_side(rows, folders, out / "samples.png")]
     send(rows, folders, written, settings)
     print(comparison.markdown(rows))

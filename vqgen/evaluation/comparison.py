@@ -114,13 +114,14 @@ def corners(rows: list[Row]) -> dict[str, tuple[str, bool]]:
 
 
 def ranks(rows: list[Row]) -> dict[str, dict[str, int]]:
-    """Row name -> corner -> rank among the priors, 1 is best; equal numbers share a rank."""
+    """Row name -> corner -> rank among the priors, 1 is best; equal numbers share a rank and take
+    one place (a prior's likelihood is the same in all its rows)."""
     found: dict[str, dict[str, int]] = {row.name: {} for row in rows}
     for corner, (name, larger) in corners(rows).items():
         having = [row for row in rows if name in row.numbers and not row.ceiling]
         for row in having:
             value = row.numbers[name]
-            others = [other.numbers[name] for other in having]
+            others = {other.numbers[name] for other in having}
             better = sum(other > value if larger else other < value for other in others)
             found[row.name][corner] = 1 + better
     return found
@@ -152,7 +153,9 @@ def markdown(rows: list[Row]) -> str:
         body.append((row.name, *cells, row.likelihood, RULES.get(row.family, "")))
     lines += table(body, ("prior", *CORNERS, "the number is", "rule of thumb"))
     ruler = ", ".join(f"{corner} by {name}" for corner, (name, _) in corners(rows).items())
-    return "\n".join([*lines, "", f"Ranks of {len(priors)}, 1 is best: {ruler}.", ""])
+    return "\n".join(
+        [*lines, "", f"1 is best of {len(priors)}, equal numbers share a rank: {ruler}.", ""]
+    )
 
 
 def as_csv(rows: list[Row]) -> str:
