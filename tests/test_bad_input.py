@@ -981,7 +981,11 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             ),
             (lambda p: absorbing_run(p / "runs"), "protocol.knobs={steps:0}", "type steps=16"),
             (lambda p: absorbing_run(p / "runs"), "protocol.knobs={remask:2}", "type remask=0.05"),
-            (lambda p: None, "protocol.knobs=[steps]", "type 'protocol.knobs={steps:16}'"),
+            (
+                lambda p: None,
+                "protocol.knobs=[steps]",
+                "protocol.knobs={temperature:0.9}",
+            ),
             (lambda p: None, "protocol.validation_images=-1", "of at least 0, or null"),
             (lambda p: None, "protocol.validation_images=true", "of at least 0, or null"),
             (lambda p: None, "protocol.bound_samples=true", "bound_samples of at least 1, or null"),

@@ -189,6 +189,8 @@ def test_an_edit_changes_what_is_painted_only(pipeline: Pipeline) -> None:
     ("arguments", "sentence"),
     [
         ({"labels": [0, 1], "seeds": [1]}, "must agree on the number of images"),
+        ({"on_step": 3}, r"on_step=f for f\(done, steps, latents\), got 3"),
+        ({"labels": torch.tensor(3)}, "labels as a list with one entry per image"),
         ({"n": 0}, "n as a whole number of at least 1, got 0"),
         ({"n": 1.5}, "n as a whole number of at least 1, got 1.5"),
         ({"n": "a"}, "n as a whole number of at least 1, got 'a'"),

@@ -14,7 +14,11 @@ SEEDS = 2**63  # what every generator takes
 def count(labels: Sequence[Any] | Tensor | None, n: int | None, seeds: Sequence[int] | None) -> int:
     """How many images these ask for. Raises ValueError where they disagree, or ask for none."""
     for name, given in (("labels", labels), ("seeds", seeds)):
-        if given is not None and (isinstance(given, str) or not hasattr(given, "__len__")):
+        if given is not None and (
+            isinstance(given, str)
+            or not hasattr(given, "__len__")
+            or (isinstance(given, Tensor) and given.ndim != 1)
+        ):
             raise ValueError(f"wanted {name} as a list with one entry per image, got {given!r}")
     lengths = {
         "labels": None if labels is None else len(labels),

@@ -137,6 +137,8 @@ class Pipeline:
         total = arguments.count(labels, n if text is None else text.batch, seeds)
         if known is not None and not isinstance(known, Known):
             raise ValueError(f"wanted known=vqgen.Known(latents, keep), got {type(known).__name__}")
+        if on_step is not None and not callable(on_step):
+            raise ValueError(f"wanted on_step=f for f(done, steps, latents), got {on_step!r}")
         seeds = arguments.checked_seeds(range(total) if seeds is None else seeds)
         scale = guidances.parse(guidance)
         settings = checked_knobs(prior, {**self.facts.get("knobs", {}), **knobs})

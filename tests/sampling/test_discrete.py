@@ -191,6 +191,12 @@ def test_weights_that_make_no_sense_are_refused(wanted) -> None:
         Clock(linear(), 10).weight(wanted)
 
 
+@pytest.mark.parametrize("wanted", [lambda s: 1.0, lambda s: s.sum()], ids=["float", "sum"])
+def test_a_weight_of_another_shape_is_refused(wanted) -> None:
+    with pytest.raises(ValueError, match="a weight w_t for each s"):
+        Clock(linear(), 10).weight(wanted)
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"elbo, uniform, maskgit or, in Python.*got elob"):
         Clock(linear(), 10).weight("elob")

@@ -82,5 +82,7 @@ def test_what_is_no_schedule_is_refused(curve, sentence: str) -> None:
 def test_a_wrong_slope_and_a_wrong_name_are_refused() -> None:
     with pytest.raises(ValueError, match="leave slope out"):
         Schedule(linear().clean, lambda s: -2 * torch.ones_like(s))
+    with pytest.raises(ValueError, match=r"hand in vqgen\.sampling\.schedules\.Schedule\(function"):
+        parse(lambda s: 1 - s)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"linear, cosine, log_linear, arc_cosine .*, got cosin"):
         parse("cosin")

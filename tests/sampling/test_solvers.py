@@ -257,6 +257,7 @@ def test_a_wrong_model_has_a_longer_code() -> None:
         ({"resample": 0}, "resample as a whole number of at least 1, got 0; type resample=10"),
         ({"solver": ["heun"]}, r"solver as one of heun, .*, got \['heun'\]; did you mean heun"),
         ({"solver": "ancestral", "stochasticity": True}, "from 0 to 1, got True; type stoch"),
+        ({"steps": 10**9}, "steps as a whole number of at most 10000, got 1000000000"),
         ({"steps": True}, "steps as a whole number of at least 1, got True; type steps=10"),
         ({"snr": 50, "solver": "predictor_corrector"}, "snr below 1 .* got 50; type snr=0.16"),
         ({"snr": 1.5, "solver": "langevin"}, "snr below 1 .* got 1.5; type snr=0.5"),

@@ -188,6 +188,7 @@ def test_halton_spreads() -> None:
         ({"sampler": "greedy"}, "ancestral, confidence, halton, random, got greedy"),
         ({"sampler": "haltom"}, r"got haltom; did you mean halton\?"),
         ({"steps": 0}, "steps as a whole number of at least 1, got 0; type steps=16"),
+        ({"steps": 10**9}, "steps as a whole number of at most 10000, got 1000000000"),
         ({"steps": True}, "steps as a whole number of at least 1, got True"),
         ({"steps": 2.5}, "steps as a whole number of at least 1, got 2.5"),
         ({"schedule": "square"}, "schedule as one of linear, cosine"),

@@ -20,13 +20,14 @@ from vqgen.contracts import (
 from vqgen.priors.bidirectional import Bidirectional
 from vqgen.priors.requests import check_guidance, check_request, check_single_scale
 from vqgen.sampling.branches import Branches
+from vqgen.sampling.counts import whole
 from vqgen.sampling.discrete import Clock, Weight
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.guidance import guide
 from vqgen.sampling.masking import Masking, nats
 from vqgen.sampling.replacement import Replacement
 from vqgen.sampling.schedules import Schedule, parse
-from vqgen.sampling.unmasking import UnmaskingKnobs, whole
+from vqgen.sampling.unmasking import UnmaskingKnobs
 from vqgen.words import cure
 
 KERNELS: dict[str, type[Masking] | type[Replacement]] = {

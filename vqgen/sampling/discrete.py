@@ -149,7 +149,14 @@ class Clock:
                 f"{cure(wanted, ['elbo', *named], 'prior.weight=elbo')}"
             )
         weight = wanted if callable(wanted) else named[wanted]
-        values = weight(self.at((torch.arange(GRID, device="cpu") + 0.5) / GRID))
+        times = self.at((torch.arange(GRID, device="cpu") + 0.5) / GRID)
+        values = weight(times)
+        if not isinstance(values, Tensor) or values.shape != times.shape:
+            shown = list(values.shape) if isinstance(values, Tensor) else repr(values)
+            raise ValueError(
+                f"wanted a weight w_t for each s of a tensor {list(times.shape)}, got {shown}; a "
+                "constant is prior.weight=uniform"
+            )
         if not bool(((values >= 0) & values.isfinite()).all()) or float(values.sum()) == 0:
             raise ValueError(
                 "wanted a weight w_t of at least 0 and not 0 everywhere, got values from "

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 from torch import Tensor
 
 from vqgen.sampling import solvers, stochastic
+from vqgen.sampling.counts import whole
 from vqgen.sampling.field import Field
 from vqgen.sampling.paths import GaussianPath
 from vqgen.sampling.stochastic import Noise
@@ -59,11 +60,8 @@ class ContinuousKnobs:
                     f"{cure(getattr(self, name), table, f'{name}={next(iter(table))}')}"
                 )
         for name in ("steps", "corrector_steps", "resample"):
-            count = getattr(self, name)
-            if count is not None and (type(count) is not int or count < 1):
-                raise ValueError(
-                    f"wanted {name} as a whole number of at least 1, got {count}; type {name}=10"
-                )
+            if (count := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, count, f"{name}=10"))
         for name, default in (("snr", 0.16), ("tolerance", 1e-4), ("temperature", 1.0)):
             value = getattr(self, name)
             if value is None and name != "temperature":

@@ -121,6 +121,11 @@ def parse(wanted: str | Sequence[float] | Schedule) -> Schedule:
         return SCHEDULES[wanted]()
     if isinstance(wanted, list | tuple) and all(isinstance(v, int | float) for v in wanted):
         return knots(wanted)
+    if callable(wanted):
+        raise ValueError(
+            "wanted a function s -> alpha-bar as a schedule that checks it: hand in "
+            "vqgen.sampling.schedules.Schedule(function)"
+        )
     raise ValueError(
         f"wanted schedule as one of {', '.join(SCHEDULES)} or a list of falling alpha-bars like "
         f"[1,0.9,0.5,0], got {wanted}{nearest(str(wanted), SCHEDULES)}"

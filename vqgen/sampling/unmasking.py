@@ -1,15 +1,14 @@
 """Samplers of absorbing diffusion over the same weights: which masked tokens a step decides."""
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from vqgen.sampling.counts import whole
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.halton import halton_ranks
 from vqgen.sampling.logits import LogitKnobs
@@ -246,17 +245,6 @@ def unmask(
         if on_step is not None:
             on_step(step + 1, steps, tokens.clone())
     return tokens
-
-
-def whole(name: str, value: Any, cure: str) -> int:
-    """A count of at least 1 as a plain integer, numpy's too; True is none. Raises ValueError."""
-    try:
-        count = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"wanted {name} as a whole number of at least 1, got {value}; type {cure}")
-    return count
 
 
 def lowest(scores: Tensor, among: Tensor, counts: Tensor) -> Tensor:
