@@ -6,6 +6,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, cli, finetune, planning, runs
+from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
@@ -17,6 +18,8 @@ def main(config: DictConfig) -> int:
     if config.plan:
         check(build.plain(config))
         return plan.show(planning.stage1(build.plain(config)))
+    if config.train.resume is None:  # before several processes are started, which all would say it
+        check(build.plain(config))
     name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage1", name=name)
     if resumed is not None:
@@ -61,7 +64,8 @@ def main(config: DictConfig) -> int:
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for what is for stage 2 only, and for numbers that no tokenizer has."""
+    """Raise ValueError for what is for stage 2 only, numbers that no tokenizer has, a batch that the
+    devices cannot share, and a logger that is not installed."""
     if settings["trainer"]["strategy"] == "fsdp":
         raise ValueError(
             "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "
@@ -73,6 +77,9 @@ def check(settings: dict) -> None:
             "type data=emoji, or data=folder data.root=DIR"
         )
     build.check_numbers(settings["tokenizer"], "tokenizer")
+    build.check_logger(settings)
+    train, world = settings["train"], devices.planned(settings["trainer"])
+    micro_batch_size(train["global_batch"], train["accumulate"], world)
 
 
 if __name__ == "__main__":

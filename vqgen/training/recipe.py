@@ -15,12 +15,20 @@ class Budget:
     max_minutes: float | None = None  # wall time of training, over all resumed pieces
 
     def __post_init__(self) -> None:
-        limits = [limit for limit in (self.max_steps, self.max_minutes) if limit is not None]
-        if not limits or min(limits) <= 0:
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
+        if not limits:
             raise ValueError(
-                "wanted train.max_steps or train.max_minutes above 0, got "
-                f"{self.max_steps} and {self.max_minutes}; type train.max_steps=1000, say"
+                "wanted train.max_steps or train.max_minutes, got neither; type "
+                "train.max_steps=1000, say"
             )
+        for name, limit in limits.items():
+            if not limit > 0:
+                other = "max_minutes=60" if name == "max_steps" else "max_steps=1000"
+                instead = "" if len(limits) == 2 else f" train.{other}"
+                raise ValueError(
+                    f"wanted train.{name} above 0, got {limit}; type train.{name}=null{instead} to "
+                    "go without this limit"
+                )
 
     def progress(self, step: int, seconds: float) -> float:
         """The fraction of the run that is done, in [0, 1]."""
