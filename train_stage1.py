@@ -64,8 +64,8 @@ def main(config: DictConfig) -> int:
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for what is for stage 2 only, numbers that no tokenizer has, a batch that the
-    devices cannot share, and a logger that is not installed."""
+    """Raise ValueError for what is for stage 2 only, numbers that no tokenizer has, a batch that
+    the devices cannot share, and a logger that is not installed."""
     if settings["trainer"]["strategy"] == "fsdp":
         raise ValueError(
             "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "

@@ -216,8 +216,8 @@ def check_logger(settings: dict[str, Any]) -> None:
         importlib.import_module(node["_target_"].rpartition(".")[0])
     except ImportError as error:
         raise ValueError(
-            f"the chosen logger cannot be imported ({error}); type logger=files, which needs nothing "
-            "more, or pip install wandb"
+            f"the chosen logger cannot be imported ({error}); type logger=files, which needs "
+            "nothing more, or pip install wandb"
         ) from error
 
 

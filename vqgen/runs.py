@@ -72,8 +72,8 @@ def start_anew(run: Path) -> str:
     for export in EXPORT.values():
         if list((run / export).glob("**/model.safetensors")):
             return (
-                f"The exported {export} still works: to train on from it type init={run} instead of "
-                "train.resume"
+                f"The exported {export} still works: to train on from it type init={run} instead "
+                "of train.resume"
             )
     return "Leave out train.resume to start anew"
 

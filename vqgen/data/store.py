@@ -49,10 +49,10 @@ class ImageSet(Dataset[Batch]):
         """Crops at `places` [n, 2] (down, right, in [0, 1)), mirrored where `flips` [n] is true."""
         found = [self.pixels.fetch(index) for index in indices]
         labels = [label for _, label in found]
-        images = np.stack(
-            [cut(pixels, self.size, *place) for (pixels, _), place in zip(found, places, strict=True)]
-        )
-        whole = images.view("V3")[..., 0]  # pixels that move in one piece: half the time of a mirror
+        images = np.empty((len(found), *self.size, 3), np.uint8)
+        placed = zip(found, places, strict=True)
+        np.stack([cut(pixels, self.size, *place) for (pixels, _), place in placed], out=images)
+        whole = images.view("V3")[..., 0]  # three bytes that move as one: mirrors in half the time
         whole[flips] = whole[flips][:, :, ::-1]
         # A rearranged view of [B, H, W, 3]: this IS channels_last, without a copy
         batch = {"images": rearrange(torch.from_numpy(images), "b h w c -> b c h w")}
