@@ -61,12 +61,12 @@ def entry(
 
         @functools.wraps(function)
         def start() -> None:
-            if not any(word.startswith("-") for word in sys.argv[1:]):  # flags are Hydra's to read
-                try:
-                    sys.argv[1:] = overrides.check(folder, name, sys.argv[1:])
-                except USER_ERRORS as error:
-                    refuse(error)
             try:
+                if not any(word.startswith("-") for word in sys.argv[1:]):  # Hydra's flags
+                    try:
+                        sys.argv[1:] = overrides.check(folder, name, sys.argv[1:])
+                    except USER_ERRORS as error:
+                        refuse(error)
                 started()
             except KeyboardInterrupt:
                 done = "anything was trained" if name.startswith("train_") else "it was done"

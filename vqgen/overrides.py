@@ -172,8 +172,8 @@ def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, A
         if group == "trainer":
             own = nearest(key, [path for path in known if path.startswith("trainer.")])
             raise ValueError(
-                f"there is no setting {key!r}{own}; to hand another argument to lightning.Trainer "
-                f"put a + before it: +{override.input_line}"
+                f"there is no setting {key!r}{own}; to hand lightning.Trainer one of its other "
+                f"arguments type +{override.input_line}"
             )
         hint = nearest(key, [*known, *groups, *paths])
         if DictConfig(OmegaConf.load(CONF / "sample.yaml")).get(key) == "default":
