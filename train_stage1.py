@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from vqgen import build, cli, finetune, planning, runs
 from vqgen.data.images import all_alike
+from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
 from vqgen.training import devices, launch, plan
 from vqgen.training.stage1 import Stage1
@@ -18,6 +19,8 @@ def main(config: DictConfig) -> int:
     if config.plan:
         check(build.plain(config))
         return plan.show(planning.stage1(build.plain(config)))
+    if config.train.resume is None:  # before several processes are started, which all would say it
+        check(build.plain(config))
     name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage1", name=name)
     if resumed is not None:
@@ -65,7 +68,8 @@ def main(config: DictConfig) -> int:
 
 
 def check(settings: dict) -> None:
-    """Raise ValueError for what is for stage 2 only, and for numbers that no tokenizer has."""
+    """Raise ValueError for what is for stage 2 only, numbers that no tokenizer has, a batch that
+    the devices cannot share, and a logger that is not installed."""
     if settings["trainer"]["strategy"] == "fsdp":
         raise ValueError(
             "trainer=fsdp shards priors; a tokenizer is small enough for a replica on each device: "
@@ -78,6 +82,9 @@ def check(settings: dict) -> None:
         )
     for group in ("tokenizer", "loss"):
         build.check_numbers(settings[group], group)
+    build.check_logger(settings)
+    train, world = settings["train"], devices.planned(settings["trainer"])
+    micro_batch_size(train["global_batch"], train["accumulate"], world)
 
 
 if __name__ == "__main__":

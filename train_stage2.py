@@ -7,6 +7,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from vqgen import build, cli, features, finetune, fitting, pipeline, planning, runs
+from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
 from vqgen.preview import Preview
 from vqgen.training import devices, latents, launch, plan
@@ -18,6 +19,10 @@ def main(config: DictConfig) -> int:
     """Find the tokenizer, build data and prior, train, export runs/stage2/<run>/pipeline."""
     if config.plan:
         return show_plan(build.plain(config))
+    if config.train.resume is None and "train.global_batch" in cli.typed_keys():
+        world = devices.planned(build.plain(config.trainer))  # before their processes are started
+        micro_batch_size(config.train.global_batch, 1, world)
+    build.check_logger(build.plain(config))
     name = f"{cli.choice('prior')}-{cli.choice('data')}"
     resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(runs.stored_overrides(resumed)) if resumed else cli.typed_overrides()

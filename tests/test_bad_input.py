@@ -16,6 +16,7 @@ from PIL import Image
 from tests import tiny
 from vqgen import checkpoint
 from vqgen.data import extract
+from vqgen.training import devices
 
 ARCHITECTURE: dict[str, Any] = {
     "_target_": "vqgen.tokenizers.autoencoder.Autoencoder",
@@ -100,6 +101,17 @@ def stage1_run(root: Path, name: str = "20260101_000000_tiny", *, kl: bool = Fal
         facts=facts,
     )
     return run
+
+
+def begun(
+    folder: Path, config: str = "tokenizer: {}\nloss: {}\n", overrides: str | None = ""
+) -> None:
+    """What a run to resume was started with."""
+    run = folder / "runs" / "stage1" / "20260101_000000_tiny"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(config)
+    if overrides is not None:
+        (run / "overrides.txt").write_text(overrides)
 
 
 def multiscale_run(root: Path) -> Path:
@@ -389,6 +401,12 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             "tokenizer.bottleneck.codebook.ema_decay=2": "codebook.ema_decay as a number from 0",
             "trainer.precision=16-mixed": "wanted trainer.precision as auto, 32-true or bf16-mixed",
             "trainer.devices=0": "wanted trainer.devices as a number or auto",
+            "trainer.devices=-2": "wanted trainer.devices as a number or auto, got -2",
+            "trainer.num_nodes=0": "type trainer.num_nodes=1",
+            "trainer.accelerator=gpuu": "type trainer.accelerator=auto",
+            "trainer.limit_val_batches=2": "type +trainer.limit_val_batches=2",
+            "train.seed=1e30": "type train.seed=0",
+            "train.max_minutes=-1": "wanted train.max_minutes above 0, got -1",
             "+trainer.acelerator=gpu": "lightning.Trainer has no argument trainer.acelerator",
             "+data.siez=3": "there is no setting 'data.siez'; did you mean data.size?",
             "+train.lrr=1": "there is no setting 'train.lrr'; did you mean train.lr?",
@@ -584,6 +602,68 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
             ("train_stage2", ["data.size=64"], "type data.size=[16,24]"),
             ("train_stage2", ["init=nowhere"], "which does not exist"),
         )
+    ),
+    (
+        "starts more devices than the batch has parts",
+        lambda p: None,
+        "train_stage1",
+        ["debug=fast", "trainer.devices=3", "trainer.accelerator=cpu"],
+        "type train.global_batch=6",
+    ),
+    (
+        "types a batch that the devices cannot share",
+        lambda p: stage1_run(p / "runs"),
+        "train_stage2",
+        ["train.global_batch=4", "trainer.devices=3", "trainer.accelerator=cpu"],
+        "type train.global_batch=6",
+    ),
+    *(
+        (what, before, "train_stage1", ["train.resume=runs/stage1/20260101_000000_tiny"], sentence)
+        for what, before, sentence in (
+            (
+                "resumes a run whose config is cut short",
+                lambda p: begun(p, config="tokenizer: {}\na: [1,\n"),
+                "config.yaml is damaged",
+            ),
+            (
+                "resumes a run whose config is cut short, with an export",
+                lambda p: (stage1_run(p / "runs"), begun(p, config="")),
+                "type init=runs/stage1/20260101_000000_tiny instead of train.resume",
+            ),
+            (
+                "resumes a run without its overrides",
+                lambda p: begun(p, overrides=None),
+                "has lost its overrides.txt",
+            ),
+            (
+                "resumes a run whose overrides are cut short",
+                lambda p: begun(p, overrides="tokenizer=var\ntrain.lr"),
+                "overrides.txt is damaged: it holds 'train.lr'",
+            ),
+        )
+    ),
+    (
+        "has a damaged image that was not looked for",
+        lambda p: (folder_of_pictures(p / "d") / "bad.png").write_bytes(
+            (p / "d" / "0.png").read_bytes()[:60]
+        ),
+        "train_stage1",
+        [
+            *("data=folder", "data.root=d", "data.verify=false", "data.size=32", "data.workers=0"),
+            *("debug=fast", "trainer=default", "tokenizer.encoder.channels=32", *QUICK[1:]),
+            *("tokenizer.decoder.channels=32", "data.val_fraction=0.2", "train.max_steps=4"),
+        ],
+        "bad.png cannot be decoded",
+    ),
+    *(
+        (
+            f"named a file for a cache: {out}",
+            lambda p: (stage1_run(p / "runs"), (p / "README.md").write_text("mine")),
+            "scripts.cache_latents",
+            ["data.size=[16,24]", f"out={out}"],
+            "is a file or lies in one; type another out=DIR",
+        )
+        for out in ("README.md", "README.md/cache")
     ),
     (
         "wants several machines and starts none",
@@ -1131,6 +1211,35 @@ def test_one_sentence(
 
 def test_the_table_is_long_enough() -> None:
     assert len(CASES) >= 25
+
+
+def test_a_logger_that_is_not_installed(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "vqgen.training.wandb_board", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for program in ("train_stage1", "train_stage2"):
+        assert "type logger=files" in refused(program, "logger=wandb")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("when", ["overrides.check", "build.data"])
+def test_ctrl_c_before_training_is_one_line(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def pressed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"vqgen.{when}", pressed)
+    assert typed("train_stage1", QUICK, monkeypatch) == 130
+    assert capsys.readouterr().err == "vqgen: stopped before anything was trained\n"
+
+
+def test_all_devices_may_be_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"strategy": "auto", "devices": -1, "num_nodes": 1, "accelerator": "cpu"}
+    devices.check(node)
+    assert devices.trainer(node, logger=False, enable_checkpointing=False).num_devices == 1
 
 
 def test_no_space_left_keeps_what_was_saved(

@@ -11,6 +11,7 @@ from tests import tiny
 from vqgen.contracts import Bottleneck, Condition, Known, Prior, Tokenizer, TokenSpec
 from vqgen.priors.diffusion import Diffusion
 from vqgen.priors.flow import Flow
+from vqgen.training.stage2 import Stage2
 
 TOKENIZERS = tiny.TOKENIZERS
 # continuous latents have no undecided token; their laws are in tests/tokenizers
@@ -157,6 +158,21 @@ def test_one_batch_of_images_is_overfitted(tokenizer: str) -> None:
         model.after_step()
         errors.append(float(error.detach()))
     assert errors[-1] < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_loss_reaches_all_of_a_prior(prior: str, classes: int) -> None:
+    """Else DDP would wait for ever for the rest: stage 2 does not let it look (some_unused)."""
+    model, latents = a_pair(prior, classes)
+    condition = Condition.of_labels(torch.tensor([0, 1, 2, 0])) if classes else Condition(4)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        model.train().loss(latents, condition).total.backward()
+        parameters = dict(model.named_parameters())
+        assert not [n for n, p in parameters.items() if p.requires_grad and p.grad is None]
+    assert not Stage2.some_unused
 
 
 def test_conditions_drop_map_and_null() -> None:

@@ -246,11 +246,26 @@ def data(settings: dict[str, Any]) -> Any:
         ) from error
 
 
+def check_logger(settings: dict[str, Any]) -> None:
+    """Raise ValueError for a logger whose package is not installed."""
+    node = settings["logger"]
+    if not node:
+        return
+    try:
+        importlib.import_module(node["_target_"].rpartition(".")[0])
+    except ImportError as error:
+        raise ValueError(
+            f"the chosen logger cannot be imported ({error}); type logger=files, which needs "
+            "nothing more, or pip install wandb"
+        ) from error
+
+
 def boards(
     settings: dict[str, Any], derived: dict[str, Any], folder: Path, facts: dict[str, Any]
 ) -> list[Any]:
     """The chosen logger, if any. `facts` of a resumed run hold the W&B run id; a new id is stored
     there."""
+    check_logger(settings)
     if not settings["logger"]:
         return []
     board = make(

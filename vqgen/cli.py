@@ -5,6 +5,7 @@ With build.py and overrides.py the only files that know Hydra."""
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -41,7 +42,8 @@ def entry(
     """Make a Hydra entry point of conf/<folder>/<name>.yaml whose user errors are one sentence,
     exit code 2.
 
-    The decorated function may return an exit code. HYDRA_FULL_ERROR=1 shows tracebacks."""
+    The decorated function may return an exit code. Ctrl-C that it does not answer itself (training
+    does) is one line, exit code 130. HYDRA_FULL_ERROR=1 shows tracebacks."""
 
     def decorate(function: Callable[[DictConfig], int | None]) -> Callable[[], None]:
         @functools.wraps(function)
@@ -59,12 +61,17 @@ def entry(
 
         @functools.wraps(function)
         def start() -> None:
-            if not any(word.startswith("-") for word in sys.argv[1:]):  # flags are Hydra's to read
-                try:
-                    sys.argv[1:] = overrides.check(folder, name, sys.argv[1:])
-                except USER_ERRORS as error:
-                    refuse(error)
-            started()
+            try:
+                if not any(word.startswith("-") for word in sys.argv[1:]):  # Hydra's flags
+                    try:
+                        sys.argv[1:] = overrides.check(folder, name, sys.argv[1:])
+                    except USER_ERRORS as error:
+                        refuse(error)
+                started()
+            except KeyboardInterrupt:
+                done = "anything was trained" if name.startswith("train_") else "it was done"
+                print(f"vqgen: stopped before {done}", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
 
         return start
 

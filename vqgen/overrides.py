@@ -38,10 +38,10 @@ def check(folder: str, name: str, words: list[str]) -> list[str]:
         typed = {o.key_or_group: o.value() for o in overrides if not o.is_delete()}
         resumed = _resumed(folder, name, choices, typed)
         stored = runs.stored_overrides(resumed) if resumed else []
+        _check_stored([word for word in stored if word not in words], resumed)
         if typed.get("init") or any(key_of(word) == "init" for word in stored):
             finetune.refuse_typed(words, "tokenizer" if folder == "stage1" else "prior")
         earlier = [word for word in stored if key_of(word) in groups and key_of(word) not in typed]
-        _check_trusted(earlier)
         chosen = [*earlier, *(o.input_line or "" for o in choices)]
         known = dict(_leaves(hydra.compose(name, chosen)))
         for override in overrides:
@@ -58,19 +58,23 @@ def check(folder: str, name: str, words: list[str]) -> list[str]:
 def _resumed(
     folder: str, name: str, choices: list[Override], typed: Mapping[str, Any]
 ) -> Path | None:
-    """The run that training would resume. ValueError for one of the other stage."""
+    """The run that training would resume. ValueError for one of the other stage or without what
+    it was started with."""
     resume = typed.get("train.resume")
     if resume is None or folder not in runs.EXPORT:
         return None
     if resume != "auto":
-        runs.check_stage(Path(str(resume)), folder)
+        runs.check_resumed(Path(str(resume)), folder)
         return Path(str(resume))
     words = [o.input_line or "" for o in choices]
     base = hydra.compose(name, words, return_hydra_config=True)
     made = base.hydra.runtime.choices
     usual = base.run.name or f"{made['tokenizer' if folder == 'stage1' else 'prior']}-{made.data}"
     root = Path(str(typed.get("run.root") or base.run.root))
-    return runs.newest_begun(root, folder, str(typed.get("run.name") or usual))
+    found = runs.newest_begun(root, folder, str(typed.get("run.name") or usual))
+    if found:
+        runs.check_resumed(found, folder)
+    return found
 
 
 def _check_other_choices(
@@ -165,6 +169,12 @@ def _check_key(override: Override, known: dict[str, Any], groups: Mapping[str, A
                 raise ValueError(
                     f"there is no setting {key!r} here; {group} is a setting of train_{stage}.py"
                 )
+        if group == "trainer":
+            own = nearest(key, [path for path in known if path.startswith("trainer.")])
+            raise ValueError(
+                f"there is no setting {key!r}{own}; to hand lightning.Trainer one of its other "
+                f"arguments type +{override.input_line}"
+            )
         hint = nearest(key, [*known, *groups, *paths])
         if DictConfig(OmegaConf.load(CONF / "sample.yaml")).get(key) == "default":
             instead = f"{override.input_line} to sample.py, once the model is trained"
@@ -214,7 +224,7 @@ def merged(stored: list[str], typed: list[str], group: str | None = None) -> lis
         stored = [word for word in stored if _group(word) == group]
         if any(_group(word) == group for word in typed):
             stored = []
-    _check_trusted([word for word in stored if word not in typed])
+    _check_stored([word for word in stored if word not in typed])
     before = {key_of(word): _value(word) for word in stored}
     now = {key_of(word): _value(word) for word in typed}
     replaced = {
@@ -226,13 +236,23 @@ def merged(stored: list[str], typed: list[str], group: str | None = None) -> lis
     return [*kept, *typed]
 
 
-def _check_trusted(stored: list[str]) -> None:
+def _check_stored(stored: list[str], run: Path | None = None) -> None:
+    """Raise ValueError for words in a run's overrides.txt that are cut short, or that could run
+    foreign code."""
+    file = run / "overrides.txt" if run else "the run folder's overrides.txt"
     for word in stored:
         if _reaches_outside(word):
             raise ValueError(
-                f"the run folder's overrides.txt holds {word!r}, which could run any program; if "
-                "you trust it, type it yourself"
+                f"{file} holds {word!r}, which could run any program; if you trust it, type it "
+                "yourself"
             )
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException:
+            raise ValueError(
+                f"{file} is damaged: it holds {word!r}, which is no setting; write there what was "
+                "typed, like train.lr=1e-4, or remove the line"
+            ) from None
 
 
 def _default_choice(group: str) -> str | None:

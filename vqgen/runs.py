@@ -66,13 +66,39 @@ def stored_overrides(run: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def check_stage(run: Path, stage: str) -> None:
-    """Raise ValueError for a run to resume that is of the other stage."""
+def start_anew(run: Path) -> str:
+    """What to type where a run cannot be resumed: its export, if there is one, is as good as it
+    was."""
+    for export in EXPORT.values():
+        if list((run / export).glob("**/model.safetensors")):
+            return (
+                f"The exported {export} still works: to train on from it type init={run} instead "
+                "of train.resume"
+            )
+    return "Leave out train.resume to start anew"
+
+
+def check_resumed(run: Path, stage: str) -> None:
+    """Raise ValueError for a run to resume that is of the other stage, or whose files about its
+    start are damaged or gone."""
     path = run / "config.yaml"
     if not path.is_file():  # whoever reads the run will say so
         return
-    config = yaml.safe_load(path.read_text())
-    found = "stage2" if isinstance(config, dict) and "prior" in config else "stage1"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{path} is damaged, which holds all settings of the run; copy it back from a backup. "
+            f"Without one the run cannot be resumed. {start_anew(run)}"
+        )
+    if not (run / "overrides.txt").is_file():
+        raise ValueError(
+            f"{run} has lost its overrides.txt, which held what was typed to start it; write these "
+            "settings into it again, one a line (config.yaml beside it lists all there are)"
+        )
+    found = "stage2" if "prior" in config else "stage1"
     if found != stage:
         raise ValueError(
             f"{run} is a run of {found}, and this is train_{stage}.py; type "

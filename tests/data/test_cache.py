@@ -449,6 +449,14 @@ def test_plans_differ_by_their_images(tmp_path: Path) -> None:
     assert len(first.differences(second)) == 1
 
 
+def test_a_plan_is_the_same_wherever_the_images_are_kept(tmp_path: Path) -> None:
+    """data.cache_mb and data.verify change no image: a killed extraction may go on with others."""
+    planned = written(tmp_path, tiny.data(), tiny.tokenizer())
+    read = replace(planned, data={**planned.data, "in_memory": not planned.data["in_memory"]})
+    assert planned.data["in_memory"] and not planned.differences(read)
+    assert manifest.digest(planned.plan) == manifest.digest(read.plan)
+
+
 def test_shards_of_another_tokenizer_are_not_adopted(tmp_path: Path) -> None:
     """Where somebody removed the manifest."""
     data, other = tiny.data(), tiny.tokenizer("ema")

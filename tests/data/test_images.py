@@ -12,6 +12,7 @@ from PIL import Image
 from torch import distributed
 
 from tests.data.pictures import write_classes
+from vqgen.data.decode import cut
 from vqgen.data.folders import folder
 from vqgen.data.images import ImageData, all_alike
 from vqgen.data.store import Batch
@@ -24,6 +25,24 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide pictures, so that crops have a choice."""
     root = tmp_path_factory.mktemp("pets")
     return write_classes(root / "pets", {"cat": 9, "dog": 8}, width=60, height=20)
+
+
+@pytest.mark.parametrize("how", ["error", "skip"])
+def test_without_verify_no_file_is_opened_before_training(tmp_path: Path, how: str) -> None:
+    """A small set with a file that is cut short starts, and shows it when its turn comes."""
+    root = write_classes(tmp_path / "pets", {"cat": 9, "dog": 8}, width=60, height=20)
+    file = root / build(root, cache_mb=0).train.pixels.listing.names[5]  # type: ignore[attr-defined]
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=file.name):
+        build(root)
+    data = build(root, verify=False, workers=0, on_error=how)
+    if how == "error":
+        with pytest.raises(ValueError, match=rf"{file.name} .*data\.on_error=skip"):
+            first(data, 9)
+        return
+    with pytest.warns(UserWarning, match="the next image replaces it"):
+        assert len(first(data, 9)) == 9
+    assert data.describe()["skipped_files"] >= 1
 
 
 def build(root: Path, seed: int = 3, **options: Any) -> ImageData:
@@ -105,6 +124,17 @@ def test_a_corrupt_image_in_the_middle_of_an_epoch_is_replaced(tmp_path: Path) -
     with pytest.warns(UserWarning, match="replaces it"):
         spoilt, following = data.train[5], data.train[6]
     assert all(torch.equal(spoilt[name], following[name]) for name in spoilt)
+
+
+def test_views_are_the_cut_and_mirrored_images_bit_for_bit(root: Path) -> None:
+    images = build(root).train
+    rng = np.random.default_rng(0)
+    places, flips = rng.random((6, 2)), rng.random(6) < 0.5
+    got = images.views(range(6), places, flips)["images"].permute(0, 2, 3, 1).numpy()
+    assert got.flags.c_contiguous and 0 < flips.sum() < 6
+    for row in range(6):
+        crop = cut(images.pixels.fetch(row)[0], images.size, *places[row])
+        assert np.array_equal(got[row], crop[:, ::-1] if flips[row] else crop)
 
 
 def test_flip_mirrors_half_of_the_images(tmp_path: Path) -> None:

@@ -36,6 +36,19 @@ def test_a_rewound_board_has_no_row_twice(tmp_path: Path) -> None:
     assert rows == ["step,name,value", "1,train/a,0.5", "2,train/a,1", "3,train/a,7"]
 
 
+@pytest.mark.parametrize("found", [b"", b"\xff\x00rubbish\n1,train/a,1\n"])
+def test_a_file_that_is_no_metrics_is_put_aside(tmp_path: Path, found: bytes, capsys) -> None:
+    board = FileBoard(tmp_path)
+    for number in (1, 2):
+        (tmp_path / "metrics.csv").write_bytes(found)
+        board.rewind(2)
+        assert capsys.readouterr().out.count("\n") == 1
+        assert (tmp_path / f"metrics_damaged_{number}.csv").read_bytes() == found
+        board.log_metrics({"train/a": 7.0}, step=3)
+        rows = (tmp_path / "metrics.csv").read_text().split()
+        assert rows == ["step,name,value", "3,train/a,7"]
+
+
 def test_pictures_and_counts_are_files(tmp_path: Path) -> None:
     board = FileBoard(tmp_path)
     board.log_picture("samples/by_class", PICTURE, step=7)

@@ -119,6 +119,17 @@ def settings_of(root: Path, **train: Any) -> dict[str, Any]:
     return {**names, "train": options, "trainer": trainer}
 
 
+def test_an_export_outlives_its_checkpoints(tmp_path: Path) -> None:
+    """Where no checkpoint can be read, the sentence says what still works."""
+    module, data = stage1(tmp_path, 2)
+    folder = tmp_path / "run"
+    run(folder, module, data, save_every=1)
+    for name in runs.CHECKPOINTS:
+        (folder / "checkpoints" / name).write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=rf"cannot resume.*tokenizer still works.*init={folder}"):
+        launch.read_counters(folder)
+
+
 def test_the_command_to_go_on_has_what_was_added_and_is_quoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +161,11 @@ def test_resume_auto_passes_over_a_run_killed_in_its_first_save(tmp_path: Path, 
     half.write_bytes(b"half")
     assert launch.find_resumed(settings, stage="stage1", name="x") == first.folder
     assert f"passing over {second.folder}" in capsys.readouterr().out
+    assert not half.exists()
+    half.write_bytes(b"half")
+    with FileLock(second.folder / ".lock"):  # not what a run that is under way writes
+        launch.find_resumed(settings, stage="stage1", name="x")
+    assert half.exists()
     (first.folder / "checkpoints" / "last.ckpt").unlink()
     assert launch.find_resumed(settings, stage="stage1", name="x") is None
 

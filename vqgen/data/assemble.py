@@ -23,7 +23,7 @@ def assemble(
     min_size: int = 16,  # pixels; a shorter side under it is an error, above it is scaled up
     on_error: Literal["error", "skip"] = "error",  # unusable files: stop, or go on and count
     cache_mb: float = 2000,  # a split that takes less, decoded, is kept in memory of each rank
-    verify: bool = True,  # check every file of a larger split before training
+    verify: bool = True,  # check every file before training; False: open none, keep none in memory
     workers: int | None = None,  # loader processes; None: 0 in memory, else per core, at most 8
     global_batch: int,  # images per optimizer step, over all ranks and micro-batches
     accumulate: int = 1,  # micro-batches per optimizer step

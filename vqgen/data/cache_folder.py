@@ -62,7 +62,7 @@ class Folder:
         """Inside, no other command of this machine writes here; gives the names of the half-written
         files that killed ones had left, and that are removed.
 
-        Raises ValueError if one writes here right now, OSError if nobody may."""
+        Raises ValueError if one writes here right now or this is a file, OSError if nobody may."""
         lock = FileLock(self.desk / ".lock")  # the system lets go of it when the process dies
         try:
             self.desk.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,11 @@ class Folder:
             raise ValueError(
                 f"another process writes the cache in {self.root}; wait for it, stop it, or type "
                 "another out=DIR"
+            ) from None
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(
+                f"wanted out= as a folder, but {self.root} is a file or lies in one; type another "
+                "out=DIR"
             ) from None
         except OSError as error:
             raise OSError(

@@ -24,12 +24,12 @@ def load(
     min_size: int,
     on_error: Literal["error", "skip"],
     cache_mb: float,  # images that take less than this, decoded, are kept in memory
-    verify: bool,  # check the files of larger sets before training
+    verify: bool,  # check every file before training; False: open none, and keep none in memory
 ) -> ImageSet:
     """Listing -> images of `size`, every file checked.
 
     A set that is kept in memory is checked by decoding it, a larger one by its files' headers and
-    ends (what is damaged in between shows while training: see Decoded).
+    ends. What is damaged in between, or was not checked, shows while training: see Decoded.
     Raises ValueError that names the files that cannot be used (unless on_error=skip), or if none
     is left.
     """
@@ -44,9 +44,9 @@ def load(
             check_header(image, min_size=min_size)
             check_complete(image)
 
-    small = _megabytes(listing, keep) <= cache_mb
+    small = verify and _megabytes(listing, keep) <= cache_mb
     work, doing = (keep, "decoding") if small else (check, "checking")
-    indices = range(len(listing)) if small or verify else range(0)
+    indices = range(len(listing) if verify else 0)
     results, reasons = _each(work, indices, f"{doing} the images of {name}")
     if listing.labels is not None:
         reasons |= {int(i): "has no class" for i in np.flatnonzero(listing.labels < 0)}

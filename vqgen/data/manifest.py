@@ -78,9 +78,11 @@ class Manifest:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What is cached, paths and progress aside."""
+        """What is cached, paths, progress and where the images are kept meanwhile aside."""
         progress = ("shards", "data_hash", "tokenizer_path", "typed")
-        return {name: value for name, value in _plain(self).items() if name not in progress}
+        plan = {name: value for name, value in _plain(self).items() if name not in progress}
+        data = {name: value for name, value in self.data.items() if name != "in_memory"}
+        return {**plan, "data": data}
 
     def command(self, out: str) -> str:
         """What to type to make it, or to go on with it, in folder `out`."""

@@ -47,13 +47,13 @@ class ImageSet(Dataset[Batch]):
 
     def views(self, indices: Sequence[int], places: np.ndarray, flips: np.ndarray) -> Batch:
         """Crops at `places` [n, 2] (down, right, in [0, 1)), mirrored where `flips` [n] is true."""
-        images = np.empty((len(indices), *self.size, 3), np.uint8)
-        labels = []
-        for row, index in enumerate(indices):
-            pixels, label = self.pixels.fetch(index)
-            crop = cut(pixels, self.size, places[row, 0], places[row, 1])
-            images[row] = crop[:, ::-1] if flips[row] else crop
-            labels.append(label)
+        found = [self.pixels.fetch(index) for index in indices]
+        labels = [label for _, label in found]
+        images = np.empty((len(found), *self.size, 3), np.uint8)
+        placed = zip(found, places, strict=True)
+        np.stack([cut(pixels, self.size, *place) for (pixels, _), place in placed], out=images)
+        whole = images.view("V3")[..., 0]  # three bytes that move as one: mirrors in half the time
+        whole[flips] = whole[flips][:, :, ::-1]
         # A rearranged view of [B, H, W, 3]: this IS channels_last, without a copy
         batch = {"images": rearrange(torch.from_numpy(images), "b h w c -> b c h w")}
         if self.pixels.labels is not None:

@@ -24,6 +24,8 @@ from vqgen.together import once as once
 
 Value = TypeVar("Value")
 STRATEGIES = ("auto", "ddp", "fsdp")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+ALL = ("auto", -1, "-1")  # of the devices that are there
 # of a process for the others: the first samples previews and distances alone, which may take more
 # than torch's own 10 minutes; of one that died the launcher tells, or a closed connection
 PATIENCE = timedelta(hours=4)
@@ -81,18 +83,32 @@ def _start_under_torchrun(processes: int) -> NoReturn:
 
 
 def check(trainer: dict[str, Any]) -> None:
-    """Raise ValueError for a strategy or devices that are not known."""
-    strategy, wanted = trainer["strategy"], trainer["devices"]
+    """Raise ValueError for a strategy, accelerator, devices or nodes that are not known."""
+    strategy, wanted, nodes = trainer["strategy"], trainer["devices"], trainer["num_nodes"]
     if strategy not in STRATEGIES:
         raise ValueError(
             f"wanted trainer.strategy to be one of {', '.join(STRATEGIES)}, got {strategy}; "
             "type trainer=ddp or trainer=fsdp"
         )
-    if wanted not in ("auto", "-1") and not (isinstance(wanted, int) and wanted):
+    if trainer["accelerator"] not in ACCELERATORS:
+        raise ValueError(
+            f"wanted trainer.accelerator to be one of {', '.join(ACCELERATORS)}, got "
+            f"{trainer['accelerator']}; type trainer.accelerator=auto"
+        )
+    if wanted not in ALL and not _is_count(wanted):
         raise ValueError(
             f"wanted trainer.devices as a number or auto, got {wanted}; to choose among GPUs set "
             "CUDA_VISIBLE_DEVICES=0,1 before the command"
         )
+    if not _is_count(nodes):
+        raise ValueError(
+            f"wanted trainer.num_nodes as a number of at least 1, got {nodes}; type "
+            "trainer.num_nodes=1"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def gather(value: Value) -> list[Value]:
@@ -113,10 +129,10 @@ def largest(number: int) -> int:
     return int(value)
 
 
-def trainer(node: dict[str, Any], **more: Any) -> Trainer:
+def trainer(node: dict[str, Any], *, some_unused: bool = True, **more: Any) -> Trainer:
     """Lightning's Trainer for the trainer node, whose unknown names and devices that are not there
-    are a ValueError. more: its arguments that are not the user's."""
-    arguments = trainer_arguments(node)
+    are a ValueError. some_unused: see `strategy`; more: its arguments that are not the user's."""
+    arguments = trainer_arguments(node, some_unused)
     valid = list(inspect.signature(Trainer).parameters)
     for name in arguments:
         if name not in valid:
@@ -130,10 +146,12 @@ def trainer(node: dict[str, Any], **more: Any) -> Trainer:
         ) from error
 
 
-def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
+def trainer_arguments(trainer: dict[str, Any], some_unused: bool = True) -> dict[str, Any]:
     """The trainer node as arguments of lightning.Trainer, with devices and nodes as they are."""
     arguments = {name: value for name, value in trainer.items() if name not in SWITCHES}
-    arguments["strategy"] = strategy(trainer["strategy"])
+    arguments["strategy"] = strategy(trainer["strategy"], some_unused)
+    if trainer["devices"] in ALL:  # Lightning takes -1 for GPUs only
+        arguments["devices"] = "auto"
     if "SLURM_NTASKS" in os.environ and not TorchElasticEnvironment.detect():
         # else Lightning answers SLURM's warnings with checkpoints and requeues of its own
         arguments["plugins"] = [SLURMEnvironment(auto_requeue=False)]
@@ -146,8 +164,9 @@ def trainer_arguments(trainer: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def strategy(name: str) -> Strategy | str:
-    """Lightning's strategy for auto, ddp or fsdp.
+def strategy(name: str, some_unused: bool = True) -> Strategy | str:
+    """Lightning's strategy for auto, ddp or fsdp. some_unused: a backward pass may leave trained
+    parameters out, which DDP has to look for.
 
     DDP keeps a replica per device and averages gradients; FSDP (version 2, through Lightning's
     ModelParallelStrategy) shards weights, gradients, average and optimizer over all devices."""
@@ -159,11 +178,11 @@ def strategy(name: str) -> Strategy | str:
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,  # one file, which any number of devices can read
         )
-    # The GAN's two losses reach different parameters. Buffers are kept equal by those who own them
-    # (codebooks sum their statistics over ranks), not by overwriting them in every step.
+    # Buffers are kept equal by those who own them (codebooks sum their statistics over ranks), not
+    # by overwriting them in every step.
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {"find_unused_parameters": True, sync: False}
+    options: dict[str, Any] = {"find_unused_parameters": some_unused, sync: False}
     options["gradient_as_bucket_view"] = True  # else what is exchanged is a copy of all gradients
     return DDPStrategy(**options)
 
@@ -206,7 +225,7 @@ def launcher(trainer: dict[str, Any]) -> list[str]:
 def planned(trainer: dict[str, Any]) -> int:
     """Devices that a run with this trainer node would have, all machines together.
 
-    Raises ValueError for a strategy or devices that are not known."""
+    Raises ValueError for what `check` refuses."""
     check(trainer)
     started = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
     return int(started) if started else max(1, _wanted_here(trainer)) * trainer["num_nodes"]
@@ -215,7 +234,7 @@ def planned(trainer: dict[str, Any]) -> int:
 def _wanted_here(trainer: dict[str, Any]) -> int:
     """Processes that this machine should run."""
     wanted = trainer["devices"]
-    if wanted in ("auto", -1, "-1"):
+    if wanted in ALL:
         accelerated = trainer["accelerator"] in ("auto", "gpu", "cuda")
         return torch.cuda.device_count() if accelerated else 1
     return wanted if isinstance(wanted, int) else 1

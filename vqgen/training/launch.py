@@ -7,6 +7,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ LEAST = {
     **dict.fromkeys(("log_every", "validate_every", "save_every", "accumulate"), 1),
     **dict.fromkeys(("lr", "lr_end", "warmup_steps", "weight_decay", "ema", "seed"), 0),
 }
+LARGEST_SEED = 2**32 - 1  # that numpy takes
 SLOW_ON_CPU = 30_000_000  # trained parameters; the emoji recipes have fewer than 20 million
 
 
@@ -79,6 +81,7 @@ def _find_resumed(settings: dict[str, Any], stage: str, name: str) -> Path | Non
                 print(f"resuming {run}")
                 return run
             print(f"passing over {run}, which was stopped before its first checkpoint")
+            _clear_if_left(run)
         print(f"nothing named {name} to resume under {root / stage}: starting a new {made} run")
         return None
     if not (Path(resume) / "config.yaml").is_file():
@@ -139,6 +142,11 @@ def recipe(train: dict[str, Any]) -> Recipe:
                 f"wanted train.{name} as a number of at least {least}, got {train[name]}; leave "
                 f"it out for the recipe's own"
             )
+    if not isinstance(train["seed"], int) or train["seed"] > LARGEST_SEED:
+        raise ValueError(
+            f"wanted train.seed as a whole number from 0 to {LARGEST_SEED}, got {train['seed']}; "
+            "type train.seed=0"
+        )
     betas: Any = train["betas"]
     betas = tuple(betas) if isinstance(betas, list) else (betas,)  # two, or it is refused
     return Recipe(
@@ -181,6 +189,7 @@ def train(
     saver = SaveRun(run.folder, options["save_every"], options["validate_every"])
     lightning = devices.trainer(
         settings["trainer"],
+        some_unused=module.some_unused,
         precision=precision,
         default_root_dir=run.folder,
         logger=boards,
@@ -267,8 +276,19 @@ def _begin(lock: FileLock, folder: Path) -> None:
             f"cannot write in the run folder {folder} ({error.strerror}); make it writable, or "
             "copy it to a place that is and type train.resume=COPY"
         ) from error
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed process had half written; only for who holds the folder's lock."""
     for half in folder.glob(f"**/{checkpoint.HALF_WRITTEN}"):
         half.unlink()
+
+
+def _clear_if_left(folder: Path) -> None:
+    """The same for a folder of others, if none trains in it and it may be written."""
+    with suppress(Timeout, OSError), FileLock(folder / ".lock", timeout=0):
+        _clear(folder)
 
 
 def print_recipe(settings: dict[str, Any], derived: dict[str, Any]) -> None:
@@ -309,7 +329,7 @@ def read_counters(run: Path) -> tuple[Path, Counters]:
             print(f"{problems[-1]}; trying the one before it")
             path.rename(path.with_suffix(".damaged"))  # else the next save would keep it as good
     listed = "; ".join(problems) or f"{run / 'checkpoints'} holds no checkpoint"
-    raise ValueError(f"cannot resume: {listed}. Leave out train.resume to start anew")
+    raise ValueError(f"cannot resume: {listed}. {runs.start_anew(run)}")
 
 
 def _check_same_experiment(run: Path, settings: dict[str, Any]) -> None:

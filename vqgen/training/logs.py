@@ -4,6 +4,7 @@ logger is chosen."""
 import csv
 import json
 from abc import abstractmethod
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from vqgen import checkpoint
+
+HEAD = ("step", "name", "value")  # of metrics.csv
 
 
 class Board(Logger):
@@ -60,12 +63,18 @@ class FileBoard(Board):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop what a run wrote after the checkpoint of this step, its validation first of all:
-        it comes again."""
+        it comes again. A file that is no metrics.csv is put aside."""
         path = self.folder / "metrics.csv"
         if not path.exists():
             return
-        with path.open(newline="") as file:
+        with path.open(newline="", errors="replace") as file:
             head, *lines = [*file] or [""]
+        if head.strip() != ",".join(HEAD):
+            names = (path.with_name(f"metrics_damaged_{number}.csv") for number in count(1))
+            aside = next(name for name in names if not name.exists())
+            path.rename(aside)
+            print(f"{path} does not begin with {','.join(HEAD)}: kept as {aside.name}, begun anew")
+            return
         kept, validated = [head], False
         for line in lines:
             number, _, rest = line.partition(",")
@@ -85,7 +94,7 @@ class FileBoard(Board):
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
-                writer.writerow(("step", "name", "value"))
+                writer.writerow(HEAD)
             writer.writerows((step, name, f"{value:.7g}") for name, value in metrics.items())
 
     @rank_zero_only

@@ -9,7 +9,7 @@ counts these."""
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from lightning import LightningModule
@@ -31,6 +31,8 @@ class TrainingModule(LightningModule, Generic[Model]):
 
     model  the module that is trained, averaged and exported
     """
+
+    some_unused: ClassVar[bool] = True  # may a loss leave trained parameters out? (a GAN's two do)
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         super().__init__()

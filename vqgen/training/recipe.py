@@ -16,12 +16,20 @@ class Budget:
     max_minutes: float | None = None  # wall time of training, over all resumed pieces
 
     def __post_init__(self) -> None:
-        limits = [limit for limit in (self.max_steps, self.max_minutes) if limit is not None]
-        if not limits or not all(_is_above_0(limit) for limit in limits):
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
+        if not limits:
             raise ValueError(
-                "wanted train.max_steps or train.max_minutes above 0, got "
-                f"{self.max_steps} and {self.max_minutes}; type train.max_steps=1000, say"
+                "wanted train.max_steps or train.max_minutes, got neither; type "
+                "train.max_steps=1000, say"
             )
+        for name, limit in limits.items():
+            if not _is_above_0(limit):
+                other = "max_minutes=60" if name == "max_steps" else "max_steps=1000"
+                instead = "" if len(limits) == 2 else f" train.{other}"
+                raise ValueError(
+                    f"wanted train.{name} above 0, got {limit}; type train.{name}=null{instead} to "
+                    "go without this limit"
+                )
 
     def progress(self, step: int, seconds: float) -> float:
         """The fraction of the run that is done, in [0, 1]."""
