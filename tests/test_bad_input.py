@@ -944,7 +944,21 @@ CASES: list[tuple[str, Callable[[Path], object], str, list[str], str]] = [
         lambda p: (stage2_run(p / "runs"), Image.new("RGB", (9, 9)).save(p / "a.png")),
         "sample",
         ["edit=outpaint", "image=a.png", "box=[0,0,1,1]"],
-        "leaves nothing to paint",
+        "leaves nothing to paint at 16 x 24 pixels; what is outside of the box",
+    ),
+    (
+        "edits two pictures at once",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["edit=inpaint", "image=[a.png,b.png]", "box=[0,0,1,0.5]"],
+        "wanted image=FILE, one path",
+    ),
+    (
+        "wants no picture at all",
+        lambda p: stage2_run(p / "runs"),
+        "sample",
+        ["out=null"],
+        "wanted out=NAME.png, got out=None",
     ),
     (
         "misspelt the way to edit",

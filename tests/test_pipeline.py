@@ -223,6 +223,11 @@ def test_what_is_no_image_and_no_token_is_refused(pipeline: Pipeline) -> None:
         pipeline.sample_latents(n=1, known=vqgen.Known(tokens + 32, keep))
     with pytest.raises(ValueError, match=r"images \[n, 3, H, W\], got \[3, 16, 24\]"):
         pipeline.reconstruct(tiny.images(1)[0])
+    for odd in (torch.full((1, 3, 16, 24), 5000), torch.ones(1, 3, 16, 24, dtype=torch.bool)):
+        with pytest.raises(
+            ValueError, match=r"images as uint8 or as floats in \[-1, 1\], got torch"
+        ):
+            pipeline.encode(odd)
     with pytest.raises(ValueError, match=r"images\.float\(\) / 127\.5 - 1"):
         pipeline.tokenizer.encode(tiny.images(1))
 

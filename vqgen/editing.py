@@ -18,6 +18,7 @@ Edit = tuple[Tensor, Tensor]  # the image, uint8 [3, H, W], and what to paint of
 # Share of a coarse cell that has to be painted before its token is given up: a coarse token that is
 # kept tells the new part the colors of the old one.
 MOSTLY = 0.7
+OUTSIDE = "what is outside of the box, or black in the mask, is new: type a smaller box"
 
 
 def asked(settings: dict[str, Any], size: Size) -> Edit | None:
@@ -48,7 +49,7 @@ def asked(settings: dict[str, Any], size: Size) -> Edit | None:
         paint = read_mask(settings["mask"], size, image=settings["image"])
     else:
         paint = box_mask(settings["box"], size)
-    return image, _something(~paint, f"edit={mode}") if mode == "outpaint" else paint
+    return image, _something(~paint, "edit=outpaint", OUTSIDE) if mode == "outpaint" else paint
 
 
 def keep_mask(spec: LatentSpec, paint: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def read_mask(path: str | Path, size: Size, *, image: str | Path) -> Tensor:
             grey = decode(mask, size=size, min_size=1, crop=True).mean(axis=-1)
     except UnreadableImage as error:
         raise _refused("mask", path, error) from None
-    return _something(torch.from_numpy(grey > 127), f"mask={path}")
+    return _something(torch.from_numpy(grey > 127), f"mask={path}", "make white what is to be new")
 
 
 def box_mask(box: Sequence[float], size: Size) -> Tensor:
@@ -114,14 +115,14 @@ def box_mask(box: Sequence[float], size: Size) -> Tensor:
     inside = torch.zeros(size, dtype=torch.bool)
     rows = slice(round(top * height), round(bottom * height))
     inside[rows, round(left * width) : round(right * width)] = True
-    return _something(inside, f"box={list(box)}")
+    return _something(inside, f"box={list(box)}", "type a larger box, of a pixel at least")
 
 
-def _something(paint: Tensor, source: str) -> Tensor:
+def _something(paint: Tensor, source: str, cure: str) -> Tensor:
     if not paint.any():
         raise ValueError(
             f"{source} leaves nothing to paint at {paint.shape[0]} x {paint.shape[1]} pixels; "
-            "white parts of a mask, or the inside of a box, are painted anew"
+            f"{cure}"
         )
     return paint
 

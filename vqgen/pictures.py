@@ -25,7 +25,7 @@ class Files:
     `strip`. Raises ValueError for another kind of picture."""
 
     def __init__(self, out: str, *, film: bool = False) -> None:
-        self.sheet = Path(out)
+        self.sheet = Path(str(out))
         if self.sheet.suffix.lower() != ".png":
             raise ValueError(f"wanted out=NAME.png, got out={out}")
         self.arrays = self.sheet.with_suffix(".npz")
@@ -37,6 +37,8 @@ class Files:
         """Raise ValueError if one of them is a file that is `read` (by setting; None is none), or
         OSError if their folder cannot be written."""
         for name, path in read.items():
+            if path is not None and not isinstance(path, str):
+                raise ValueError(f"wanted {name}=FILE, one path, got {path}")
             for file in self.all:
                 if path and file.exists() and Path(path).exists() and file.samefile(path):
                     raise ValueError(

@@ -271,6 +271,12 @@ class Pipeline:
             raise ValueError("wanted at least one image, got 0")
         images = images.to(self.device)
         if not images.is_floating_point():
+            low, high = int(images.amin()), int(images.amax())
+            if images.dtype == torch.bool or low < 0 or high > 255:
+                raise ValueError(
+                    f"wanted images as uint8 or as floats in [-1, 1], got {images.dtype} from "
+                    f"{low} to {high}; convert with images.to(torch.uint8)"
+                )
             return images.float() / 127.5 - 1
         if not float(images.abs().amax()) <= LARGEST:  # nan is not, either
             raise ValueError(

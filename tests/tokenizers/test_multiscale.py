@@ -347,6 +347,7 @@ def test_a_side_is_a_square() -> None:
         ([1, 4, [3, 5]], r"coarse to fine, got 3 x 5 after 4 x 4"),
         ([1, 4], r"exceed it with 4 x 4; type .*scales=\[1,\[3,5\]\]"),
         ([1, [2, 6], [3, 6]], r"exceed it with 2 x 6; type .*scales=\[1,\[3,5\]\]"),
+        ([1, 2, 16, 8], r"8 x 8 after 16 x 16; type .*scales=\[1,2,8\]"),
         ([2, 1, [3, 5]], r"coarse to fine, got 1 x 1 after 2 x 2; type .*scales=\[1,2,\[3,5\]\]"),
         ([], r"list of sides or of \[height,width\].*type .*scales=auto"),
         ([0, 1], "each at least 1"),

@@ -35,7 +35,9 @@ def checked(
     result = tuple((height, width) for height, width in pairs)
     for (h, w), (next_h, next_w) in pairwise(result):
         if next_h < h or next_w < w:
-            heights, widths = zip(*result, strict=True)
+            last_h, last_w = result[-1]  # most likely the latent grid
+            inside = [(h, w) for h, w in result if h <= last_h and w <= last_w]
+            heights, widths = zip(*inside, strict=True)
             ordered = list(zip(sorted(heights), sorted(widths), strict=True))
             raise ValueError(
                 f"wanted {SETTING} from coarse to fine, got {next_h} x {next_w} after {h} x {w}; "
