@@ -82,6 +82,15 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, damage) -> None:
         checkpoint.read_model(tmp_path, "prior")
 
 
+def test_a_turned_bit_is_one_sentence(tmp_path: Path) -> None:
+    save(tmp_path, nn.Linear(2, 3))
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-3] ^= 1  # of a value: values end the file
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="not as it was written"):
+        checkpoint.read_model(tmp_path, "prior")
+
+
 def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         checkpoint.read_model(tmp_path / "nothing", "prior")

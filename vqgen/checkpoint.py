@@ -81,7 +81,7 @@ def fingerprint(tensors: dict[str, Tensor], architecture: dict[str, Any]) -> str
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
 
 
@@ -143,6 +143,11 @@ def read_model(folder: Path, kind: str) -> SavedModel:
         raise ValueError(f"wanted a {kind}, but {folder} holds a {header['kind']}")
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    if fingerprint(tensors, header["architecture"]) != header["fingerprint"]:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} is not as it was written (a value or the description "
+            "was changed, or the disk has an error); export or copy it again"
+        )
     for number in range(header["format"], FORMAT):
         header, tensors = MIGRATIONS[number](header, tensors)
     return SavedModel(kind, header["architecture"], header["facts"], header["fingerprint"], tensors)

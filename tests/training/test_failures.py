@@ -198,10 +198,10 @@ def test_a_signal_in_a_validation_leaves_at_once_and_it_comes_again(
         validation_step(*args)
 
     module.validation_step = asked  # type: ignore[method-assign]
-    folder = tmp_path / "run"
+    folder, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
     assert run(folder, module, data, validate_every=4) == 128 + signal.SIGTERM
     assert len(seen) == 1, "the rest of the validation was not waited for"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     assert launch.read_counters(folder)[1].step == step
     assert f"\n{step},val/psnr" not in (folder / "metrics.csv").read_text()
     ends_as_if_nothing_had_happened(folder, "learned", tmp_path, validate_every=4)

@@ -129,7 +129,7 @@ def test_a_plan_refuses_what_training_would() -> None:
 
 def test_an_unknown_strategy_is_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"trainer=ddp or trainer=fsdp"):
-        devices.join({"strategy": "deepspeed", "devices": 1, "accelerator": "cpu"})
+        devices.join({"strategy": "deepspeed", "devices": 1, "accelerator": "cpu", "num_nodes": 1})
 
 
 def test_a_budget_in_minutes_is_planned() -> None:

@@ -40,8 +40,7 @@ class SaveRun(Callback):
     def listening(self) -> Iterator[None]:
         """Handle both signals inside of this block."""
         self._process = os.getpid()  # loader processes inherit the handlers
-        both = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._leave) for number in both}
+        before = self._listen()
         try:
             yield
         except Left:
@@ -49,6 +48,11 @@ class SaveRun(Callback):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _listen(self) -> dict[int, Any]:
+        """Take both signals; returns who had them."""
+        both = (signal.SIGINT, signal.SIGTERM)
+        return {number: signal.signal(number, self._leave) for number in both}
 
     def _leave(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -58,6 +62,7 @@ class SaveRun(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._validating = True
+        self._listen()  # Lightning has taken SIGTERM in between
         if self.signal is not None:
             raise Left
 
@@ -65,6 +70,7 @@ class SaveRun(Callback):
         self._validating = False
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._listen()
         self._saved_step = pl_module.counters.step if (self.folder / "last.ckpt").exists() else -1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
