@@ -9,7 +9,7 @@ from vqgen import build, cli, finetune, planning, runs
 from vqgen.data.images import all_alike
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
-from vqgen.training import devices, launch, plan
+from vqgen.training import devices, launch, opening, plan
 from vqgen.training.stage1 import Stage1
 
 
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> int:
     if config.train.resume is None:  # before several processes are started, which all would say it
         check(build.plain(config))
     name = f"{cli.choice('tokenizer')}-{cli.choice('data')}"
-    resumed = launch.find_resumed(build.plain(config), stage="stage1", name=name)
+    resumed = opening.find_resumed(build.plain(config), stage="stage1", name=name)
     if resumed is not None:
         config = cli.compose("train_stage1", cli.merged(runs.stored_overrides(resumed)))
     settings = build.plain(config)
@@ -42,8 +42,8 @@ def main(config: DictConfig) -> int:
             model.to(memory_format=torch.channels_last)
     distance = small.measure(data, settings["small_fd"])
     random_lpips = loss.perceptual is not None and bool(loss.perceptual.random)
-    run = launch.open_run(settings, cli.typed_overrides(), resumed, stage="stage1", name=name)
-    launch.check_data(run, data)
+    run = opening.open_run(settings, cli.typed_overrides(), resumed, stage="stage1", name=name)
+    opening.check_data(run, data)
     data.samples_seen = run.counters.samples
     module = Stage1(
         tokenizer,

@@ -10,7 +10,7 @@ from vqgen import build, cli, features, finetune, fitting, pipeline, planning, r
 from vqgen.data.order import micro_batch_size
 from vqgen.evaluation import small
 from vqgen.preview import Preview
-from vqgen.training import devices, latents, launch, plan
+from vqgen.training import devices, latents, launch, opening, plan
 from vqgen.training.stage2 import Stage2
 
 
@@ -24,7 +24,7 @@ def main(config: DictConfig) -> int:
         micro_batch_size(config.train.global_batch, 1, world)
     build.check_logger(build.plain(config))
     name = f"{cli.choice('prior')}-{cli.choice('data')}"
-    resumed = launch.find_resumed(build.plain(config), stage="stage2", name=name)
+    resumed = opening.find_resumed(build.plain(config), stage="stage2", name=name)
     words = cli.merged(runs.stored_overrides(resumed)) if resumed else cli.typed_overrides()
     chosen = build.plain(cli.compose("train_stage2", words))
     devices.join(chosen["trainer"])  # a resumed run's, which need not be typed again
@@ -56,11 +56,11 @@ def main(config: DictConfig) -> int:
     distance = small.measure(data, settings["small_fd"])
     kept = (word for word in words if not word.startswith("tokenizer="))
     words = [*kept, f"tokenizer='{export}'"]
-    run = launch.open_run(settings, words, resumed, stage="stage2", name=name)
+    run = opening.open_run(settings, words, resumed, stage="stage2", name=name)
     if wrap:
         source = run.folder / "tokenizer"
         fingerprint = devices.once(partial(features.save, source, tokenizer, export))
-    launch.check_data(run, data)
+    opening.check_data(run, data)
     batches.samples_seen = run.counters.samples
     module = Stage2(
         prior,

@@ -21,7 +21,7 @@ from vqgen.evaluation import comparison, plots, sets
 from vqgen.evaluation.card import check_folder
 from vqgen.evaluation.protocol import Protocol, check_texts, chosen
 from vqgen.evaluation.subject import which
-from vqgen.training import launch
+from vqgen.training import opening
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 24  # samples of each prior in the picture of all
@@ -185,7 +185,7 @@ def run(command: list[Any], variables: dict[str, str] | None = None) -> None:
 def minutes_of(model: Path) -> float | None:
     """Training time by the run's checkpoint; None where there is no checkpoint."""
     try:
-        return launch.read_counters(model)[1].seconds / 60
+        return opening.read_counters(model)[1].seconds / 60
     except ValueError:
         return None
 

@@ -12,7 +12,7 @@ from lightning import seed_everything
 from scripts import dashboard
 from tests import tiny
 from tests.test_bad_input import ARCHITECTURE, typed
-from vqgen.training import launch
+from vqgen.training import launch, opening
 from vqgen.training.stage1 import Stage1
 
 SETTINGS: dict[str, Any] = {"entity": None, "project": "vqgen", "name": "vqgen"}
@@ -53,7 +53,7 @@ def test_every_line_is_one_that_training_logs(tmp_path: Path) -> None:
         tiny.tokenizer(), tiny.loss(), tiny.recipe(6), architecture=ARCHITECTURE, facts={}
     )
     options: dict[str, Any] = {"boards": [], "precision": "32-true"}
-    launch.train(module, tiny.data(), launch.Run(tmp_path), tiny.settings(), **options)
+    launch.train(module, tiny.data(), opening.Run(tmp_path), tiny.settings(), **options)
     with (tmp_path / "metrics.csv").open(newline="") as file:
         logged = {row["name"] for row in csv.DictReader(file)}
     asked = {name for panels in dashboard.LINES.values() for y in panels for name in y}

@@ -15,7 +15,7 @@ from vqgen import checkpoint, pipeline
 from vqgen.data.encoded import EncodedImages
 from vqgen.evaluation.small import SmallDistance, measure
 from vqgen.preview import Preview
-from vqgen.training import launch
+from vqgen.training import launch, opening
 from vqgen.training.stage1 import Stage1
 from vqgen.training.stage2 import Stage2
 
@@ -42,7 +42,7 @@ def trained(tmp_path: Path, small_fd: Any) -> Stage2:
         small_fd=small_fd,
     )
     (tmp_path / "run").mkdir()
-    run = launch.Run(tmp_path / "run")
+    run = opening.Run(tmp_path / "run")
     options: dict[str, Any] = {"boards": [], "precision": "32-true"}
     launch.train(module, EncodedImages(data, tokenizer), run, tiny.settings(1), **options)
     return module
@@ -101,7 +101,7 @@ def test_the_best_tokenizer_is_kept(tmp_path: Path) -> None:
         small_fd=found.of_tokenizer,
     )
     (tmp_path / "run").mkdir()
-    run = launch.Run(tmp_path / "run")
+    run = opening.Run(tmp_path / "run")
     options: dict[str, Any] = {"boards": [], "precision": "32-true"}
     launch.train(module, tiny.data(), run, tiny.settings(1), **options)
     assert pipeline.load(tmp_path / "run" / "best").facts["steps"] == 1

@@ -20,8 +20,9 @@ from tests import tiny
 from tests.training.test_training import STAGES, run, stage1, weights
 from vqgen import build, runs
 from vqgen.data.store import ImageSet, Kept
-from vqgen.training import launch
-from vqgen.training.launch import Run
+from vqgen.training import launch, opening
+from vqgen.training.opening import Run
+from vqgen.training.recipe import Counters
 
 
 def at_step(module: Any, step: int, action: Any) -> None:
@@ -53,7 +54,7 @@ def ends_as_if_nothing_had_happened(
     whole, data = STAGES[kind](reference, 6)
     run(reference / "whole", whole, data, **settings)
     resumed, data = STAGES[kind](reference, 6)
-    run(folder, resumed, data, Run(folder, *launch.read_counters(folder)), **settings)
+    run(folder, resumed, data, Run(folder, *opening.read_counters(folder)), **settings)
     expected, got = weights(reference / "whole"), weights(folder)
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
@@ -65,7 +66,7 @@ def test_disk_full_while_saving(tmp_path: Path) -> None:
         at_step(module, 3, full)
         with pytest.raises(OSError, match=r"could not write .*last\.ckpt.*untouched"):
             run(tmp_path / "run", module, data, save_every=2)
-    assert launch.read_counters(tmp_path / "run")[1].step == 2
+    assert opening.read_counters(tmp_path / "run")[1].step == 2
     assert not list((tmp_path / "run").rglob("*.writing"))
     ends_as_if_nothing_had_happened(tmp_path / "run", "ema", tmp_path)
 
@@ -127,7 +128,7 @@ def test_an_export_outlives_its_checkpoints(tmp_path: Path) -> None:
     for name in runs.CHECKPOINTS:
         (folder / "checkpoints" / name).write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=rf"cannot resume.*tokenizer still works.*init={folder}"):
-        launch.read_counters(folder)
+        opening.read_counters(folder)
 
 
 def test_the_command_to_go_on_has_what_was_added_and_is_quoted(
@@ -135,13 +136,13 @@ def test_the_command_to_go_on_has_what_was_added_and_is_quoted(
 ) -> None:
     settings = settings_of(tmp_path / "my runs")
     typed = ["train.lr=1", "run.name=x"]
-    first = launch.open_run(settings, typed, None, stage="stage2", name="x")
+    first = opening.open_run(settings, typed, None, stage="stage2", name="x")
     trainer = settings["trainer"]
     resume = f"\"train.resume='{first.folder}'\""  # a blank in the path
     assert first.again(trainer) == f"python train_stage2.py {resume}"
-    monkeypatch.setattr(launch, "read_counters", lambda run: (None, launch.Counters()))
+    monkeypatch.setattr(opening, "read_counters", lambda run: (None, Counters()))
     more = [*typed, "train.resume=auto", "train.max_steps=9", "train.accumulate=2"]
-    second = launch.open_run(settings, more, first.folder, stage="stage2", name="x")
+    second = opening.open_run(settings, more, first.folder, stage="stage2", name="x")
     expected = f"train_stage2.py {resume} train.max_steps=9 train.accumulate=4"
     assert second.again(trainer, "train.accumulate=4") == f"python {expected}"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -153,35 +154,35 @@ def test_resume_auto_passes_over_a_run_killed_in_its_first_save(tmp_path: Path, 
     """A requeued job must not fail for ever because one kill came at a bad time."""
     settings = settings_of(tmp_path / "runs")
     module, data = stage1(tmp_path, 2)
-    first = launch.open_run(settings, [], None, stage="stage1", name="x")
+    first = opening.open_run(settings, [], None, stage="stage1", name="x")
     run(first.folder, module, data)
-    second = launch.open_run(settings, [], None, stage="stage1", name="x")
+    second = opening.open_run(settings, [], None, stage="stage1", name="x")
     half = second.folder / "checkpoints" / ".last.ckpt.12345.writing"
     half.parent.mkdir()
     half.write_bytes(b"half")
-    assert launch.find_resumed(settings, stage="stage1", name="x") == first.folder
+    assert opening.find_resumed(settings, stage="stage1", name="x") == first.folder
     assert f"passing over {second.folder}" in capsys.readouterr().out
     assert not half.exists()
     half.write_bytes(b"half")
     with FileLock(second.folder / ".lock"):  # not what a run that is under way writes
-        launch.find_resumed(settings, stage="stage1", name="x")
+        opening.find_resumed(settings, stage="stage1", name="x")
     assert half.exists()
     (first.folder / "checkpoints" / "last.ckpt").unlink()
-    assert launch.find_resumed(settings, stage="stage1", name="x") is None
+    assert opening.find_resumed(settings, stage="stage1", name="x") is None
 
 
 def test_a_resume_may_change_how_batches_reach_the_devices(tmp_path: Path) -> None:
     """Fewer workers after one died, more accumulation on a smaller machine: the same experiment."""
     settings = settings_of(tmp_path / "runs")
     module, data = stage1(tmp_path, 2)
-    begun = launch.open_run(settings, [], None, stage="stage1", name="x")
+    begun = opening.open_run(settings, [], None, stage="stage1", name="x")
     run(begun.folder, module, data)
     smaller = settings_of(tmp_path / "runs", accumulate=4) | {"data": {"workers": 0}}
-    resumed = launch.open_run(smaller, [], begun.folder, stage="stage1", name="x")
+    resumed = opening.open_run(smaller, [], begun.folder, stage="stage1", name="x")
     assert resumed.counters.step == 2
     with pytest.raises(ValueError, match=r"train\.lr: 1\.0 -> 2\.0"):
         changed = settings_of(tmp_path / "runs", lr=2.0)
-        launch.open_run(changed, [], begun.folder, stage="stage1", name="x")
+        opening.open_run(changed, [], begun.folder, stage="stage1", name="x")
 
 
 @pytest.mark.parametrize("step", [4, 6], ids=["in between", "last"])
@@ -202,7 +203,7 @@ def test_a_signal_in_a_validation_leaves_at_once_and_it_comes_again(
     assert run(folder, module, data, validate_every=4) == 128 + signal.SIGTERM
     assert len(seen) == 1, "the rest of the validation was not waited for"
     assert signal.getsignal(signal.SIGTERM) is before
-    assert launch.read_counters(folder)[1].step == step
+    assert opening.read_counters(folder)[1].step == step
     assert f"\n{step},val/psnr" not in (folder / "metrics.csv").read_text()
     ends_as_if_nothing_had_happened(folder, "learned", tmp_path, validate_every=4)
     rows = [line.rsplit(",", 1)[0] for line in (folder / "metrics.csv").read_text().splitlines()]
@@ -215,7 +216,7 @@ def test_a_validation_that_a_resume_repeats_is_told_once(tmp_path: Path, step: i
     folder = tmp_path / "run"
     for steps in (step, step, 6):
         module, data = stage1(tmp_path, steps)
-        begun = Run(folder, *launch.read_counters(folder)) if folder.exists() else None
+        begun = Run(folder, *opening.read_counters(folder)) if folder.exists() else None
         run(folder, module, data, resume=begun, validate_every=4)
     rows = [line.rsplit(",", 1)[0] for line in (folder / "metrics.csv").read_text().splitlines()]
     assert {"4,val/psnr", "6,val/psnr", "6,train/total"} <= set(rows)
@@ -231,7 +232,7 @@ def test_a_checkpoint_with_a_wrong_bit_is_not_gone_on_from(tmp_path: Path, capsy
     content = bytearray(last.read_bytes())
     content[content.index(largest) + len(largest) // 2] ^= 1
     last.write_bytes(content)
-    found, counters = launch.read_counters(tmp_path / "run")
+    found, counters = opening.read_counters(tmp_path / "run")
     assert (found.name, counters.step) == ("previous.ckpt", 2)
     assert "last.ckpt is damaged" in capsys.readouterr().out
 
@@ -239,10 +240,10 @@ def test_a_checkpoint_with_a_wrong_bit_is_not_gone_on_from(tmp_path: Path, capsy
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     module, data = stage1(tmp_path, 2)
     begun = Run(tmp_path / "run")
-    launch.check_data(begun, data)
+    opening.check_data(begun, data)
     run(begun.folder, module, data, resume=begun)
-    resumed = Run(begun.folder, *launch.read_counters(begun.folder))
-    launch.check_data(resumed, tiny.data())
+    resumed = Run(begun.folder, *opening.read_counters(begun.folder))
+    opening.check_data(resumed, tiny.data())
     fewer = ImageSet(
         Kept(data.train.pixels.images[:-1], data.train.pixels.labels[:-1]),
         size=tiny.SIZE,
@@ -252,7 +253,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
         other = tiny.data()
         vars(other).update(changed)
         with pytest.raises(ValueError, match=r"other data than tiny.*init="):
-            launch.check_data(resumed, other)
+            opening.check_data(resumed, other)
 
 
 def test_out_of_memory_in_validation(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_out_of_memory_in_validation(tmp_path: Path) -> None:
         OSError, match=r"out of memory at step 4.*train\.accumulate=2.*train\.resume="
     ):
         run(tmp_path / "run", module, data, validate_every=4)
-    assert launch.read_counters(tmp_path / "run")[1].step == 4
+    assert opening.read_counters(tmp_path / "run")[1].step == 4
     ends_as_if_nothing_had_happened(tmp_path / "run", "llamagen", tmp_path)
 
 
@@ -282,7 +283,7 @@ def test_a_loader_process_that_dies(tmp_path: Path) -> None:
     at_step(module, 3, shoot)
     with pytest.raises(OSError, match=r"loader process died.*data\.workers=0.*train\.resume="):
         run(tmp_path / "run", module, data, save_every=2)
-    assert launch.read_counters(tmp_path / "run")[1].step >= 2
+    assert opening.read_counters(tmp_path / "run")[1].step >= 2
 
 
 def children() -> list[str]:
@@ -302,7 +303,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
     ):
         run(tmp_path / "run", module, data)
     run(tmp_path / "run", module, data)
-    assert launch.read_counters(tmp_path / "run")[1].step == 2
+    assert opening.read_counters(tmp_path / "run")[1].step == 2
 
 
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +393,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, how: str) -
     else:
         torch.save(attack, last)
     with pytest.raises(ValueError, match="cannot resume"):
-        launch.read_counters(run_folder)
+        opening.read_counters(run_folder)
     assert not (tmp_path / "harm").exists()
     torch.load(last.with_suffix(".damaged"), weights_only=False) if how == "zip" else None
     assert (tmp_path / "harm").exists() == (how == "zip"), "the attack itself works"

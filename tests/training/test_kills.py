@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.training.test_training import STAGES, run, weights
-from vqgen.training import launch
-from vqgen.training.launch import Run
+from vqgen.training import opening
+from vqgen.training.opening import Run
 
 KILLS = {"ema": 10, "llamagen": 10, "var": 3, "absorbing": 3, "flow": 3, "diffusion": 3}
 MOST_STEPS = 5  # between the start and the kill
@@ -29,7 +29,7 @@ def train(folder: Path, kind: str) -> None:
     with (folder.parent / "printed.txt").open("a") as printed, contextlib.redirect_stdout(printed):
         torch.manual_seed(os.getpid() if (folder / "checkpoints").exists() else 0)
         begun = any((folder / "checkpoints").glob("*.ckpt"))
-        opened = Run(folder, *launch.read_counters(folder)) if begun else Run(folder)
+        opened = Run(folder, *opening.read_counters(folder)) if begun else Run(folder)
         module, data = STAGES[kind](folder.parent, KILLS[kind] * MOST_STEPS + 10)
         if not begun:
             torch.manual_seed(0)

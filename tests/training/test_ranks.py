@@ -19,9 +19,9 @@ from vqgen.pipeline import Pipeline
 from vqgen.priors.flow import Flow
 from vqgen.priors.llamagen import LlamaGen
 from vqgen.sampling.ranks import spread
-from vqgen.training import devices, launch
-from vqgen.training.launch import Run
+from vqgen.training import devices, launch, opening
 from vqgen.training.module import TrainingModule
+from vqgen.training.opening import Run
 from vqgen.training.stage1 import Stage1
 from vqgen.training.stage2 import Stage2
 
@@ -112,9 +112,9 @@ def work(rank: int, folder: Path, port: int) -> None:
     devices.join({"strategy": "auto", "devices": 1, "num_nodes": 1, "accelerator": "cpu"})
     results: dict[str, Any] = {"sampled": sampled()}
     settings = {"run": {"root": str(folder / "runs"), "name": None}, "train": {}}
-    results["folder"] = str(launch.open_run(settings, [], None, stage="stage1", name="two").folder)
+    results["folder"] = str(opening.open_run(settings, [], None, stage="stage1", name="two").folder)
     try:
-        devices.once(lambda: launch.read_counters(folder / "nowhere"))
+        devices.once(lambda: opening.read_counters(folder / "nowhere"))
     except ValueError as error:
         results["error"] = str(error)
     for update in ("ema", "learned"):
@@ -177,7 +177,7 @@ def half_way(folder: Path, before: str, target: Path) -> Run:
     (target / "checkpoints").mkdir(parents=True)
     source = folder / before / "checkpoints" / "previous.ckpt"
     (target / "checkpoints" / "last.ckpt").write_bytes(source.read_bytes())
-    run = Run(target, *launch.read_counters(target))
+    run = Run(target, *opening.read_counters(target))
     assert run.counters.step == 3 and run.counters.samples == 24
     return run
 

@@ -15,10 +15,10 @@ from vqgen.contracts import Prior, Tokenizer
 from vqgen.data.encoded import EncodedImages
 from vqgen.priors.diffusion import Diffusion
 from vqgen.priors.flow import Flow
-from vqgen.training import launch
-from vqgen.training.launch import Run
+from vqgen.training import launch, opening
 from vqgen.training.logs import FileBoard
 from vqgen.training.module import TrainingModule
+from vqgen.training.opening import Run
 from vqgen.training.stage1 import Stage1
 from vqgen.training.stage2 import Stage2
 
@@ -112,11 +112,11 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, kind: str) -> None:
     stop = StopAt(3)
     interrupted.on_train_batch_end = stop.bind(interrupted)  # type: ignore[method-assign]
     run(folder, interrupted, data, save_every=3, validate_every=100)
-    assert launch.read_counters(folder)[1].step == 3
+    assert opening.read_counters(folder)[1].step == 3
     FileBoard(folder).log_metrics({"train/total": 1.0}, step=4)  # by a step that was lost
     torch.manual_seed(12345)  # whatever the new process starts with
     resumed, data = STAGES[kind](tmp_path, 8)
-    run(folder, resumed, data, resume=Run(folder, *launch.read_counters(folder)), save_every=3)
+    run(folder, resumed, data, resume=Run(folder, *opening.read_counters(folder)), save_every=3)
     expected, got = weights(tmp_path / "whole"), weights(folder)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
@@ -167,7 +167,7 @@ def test_nothing_to_resume_says_what_is_started(tmp_path: Path, capsys) -> None:
         "run": {"root": str(tmp_path), "name": "b"},
         "trainer": tiny.settings()["trainer"],
     }
-    assert launch.find_resumed(settings, stage="stage1", name="vqgan-emoji") is None
+    assert opening.find_resumed(settings, stage="stage1", name="vqgan-emoji") is None
     said = f"nothing named b to resume under {tmp_path / 'stage1'}"
     assert f"{said}: starting a new tokenizer=vqgan run" in capsys.readouterr().out
 
@@ -287,7 +287,7 @@ def test_a_used_up_budget_says_what_to_type(tmp_path: Path, capsys) -> None:
     module, data = stage1(tmp_path, 2)
     run(tmp_path / "run", module, data)
     module, data = stage1(tmp_path, 2)
-    again = Run(tmp_path / "run", *launch.read_counters(tmp_path / "run"))
+    again = Run(tmp_path / "run", *opening.read_counters(tmp_path / "run"))
     run(tmp_path / "run", module, data, resume=again)
     printed = capsys.readouterr().out
     assert printed.count("nothing is left to train") == 1
