@@ -53,7 +53,7 @@ def main(config: DictConfig) -> None:
     out = Path(settings["out"])
     checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
     checkpoint.write_text(out / "comparison.csv", comparison.as_csv(rows))
-    folders = [folder_of(model, changes, settings) for model, changes, _ in done]
+    folders = [folder_of(model, changes, settings) for model, changes, _ in done]  # now there
     written = [*plots.draw(rows, out), *side_by_side(rows, folders, out / "samples.png")]
     send(rows, folders, written, settings)
     print(comparison.markdown(rows))
@@ -100,16 +100,13 @@ def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str,
 
 def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The card of scripts/evaluate.py, in a process of its own, so that memory is its own."""
-    protocol = {**settings["protocol"], **changes}
     out = folder_of(model, changes, settings)
     path = out / "card.json"
     newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
     data = [w for w in cli.typed_overrides() if w.split("=")[0].split(".")[0] == "data"]
     if settings["reuse"] and not data and path.is_file() and path.stat().st_mtime > newest:
-        card = comparison.read_card(path)
-        if card["protocol"] == Protocol(**protocol).as_dict():
-            print(f"reusing {path}")
-            return card
+        print(f"reusing {path}")
+        return comparison.read_card(path)
     asked = ("batch", "device", "cache", "features", "weights")
     words = [f"{name}={settings[name]}" for name in asked if settings[name] is not None]
     words += [f"protocol={cli.choice('protocol')}"]
@@ -122,10 +119,11 @@ def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> 
 
 
 def folder_of(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> Path:
-    """Where the card of a model under these changes of the protocol is."""
-    steps = changes["knobs"].get("steps")
-    ending = "" if steps is None else f"_steps{steps}"
-    return model / "evaluation" / f"{settings['protocol']['name']}{ending}"
+    """Where the card of a model under these changes of the protocol is or will be."""
+    recipe = Protocol(**{**settings["protocol"], **changes})
+    steps = recipe.knobs.get("steps")
+    usual = recipe.name if steps is None else f"{recipe.name}_steps{steps}"
+    return comparison.card_folder(model / "evaluation" / usual, recipe.as_dict())
 
 
 def side_by_side(rows: list[comparison.Row], folders: list[Path], out: Path) -> list[Path]:

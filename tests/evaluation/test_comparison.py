@@ -19,7 +19,9 @@ from scripts import compare
 from tests.evaluation import runs
 from vqgen import build, cli, overrides
 from vqgen.evaluation import comparison, plots
+from vqgen.evaluation.card import Card
 from vqgen.evaluation.comparison import Row, plain_name
+from vqgen.evaluation.protocol import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,6 +128,37 @@ def test_the_likelihood_is_counted_once(tmp_path: Path) -> None:
         (flow, {"knobs": {"steps": 4}}),
         (flow, {"knobs": {"steps": 8}, "validation_images": 0}),
     ]
+
+
+def test_a_card_of_another_recipe_stays_and_its_own_is_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.continuous(tmp_path)
+    few = {**runs.protocol_settings("emoji-2k"), "samples": 64}
+    settings: dict[str, Any] = {"protocol": few, "reuse": True}
+    settings |= dict.fromkeys(("batch", "device", "cache", "features", "weights"))
+    started: list[Path] = []
+
+    def evaluated(command: list[Any]) -> None:
+        out = Path(next(str(w) for w in command if str(w).startswith("out="))[5:-1])
+        started.append(out)
+        Card({"path": "m"}, Protocol(**{**few, **changes}).as_dict()).write(out)
+
+    monkeypatch.setattr(compare, "run", evaluated)
+    monkeypatch.setattr(compare.cli, "typed_overrides", list)
+    monkeypatch.setattr(compare.cli, "choice", lambda group: "emoji-2k")
+    changes = {"knobs": {"steps": 16}}
+    usual = run / "evaluation" / "emoji-2k_steps16"
+    whole = Protocol(**{**few, **changes, "samples": 2000})
+    Card({"path": "m"}, whole.as_dict()).write(usual)
+    for _ in range(2):
+        card = compare.evaluate(run, changes, settings)
+        assert card["protocol"]["samples"] == 64 and len(started) == 1
+    assert started[0].name.startswith("emoji-2k_steps16_")
+    assert comparison.read_card(usual / "card.json")["protocol"]["samples"] == 2000
+    settings["protocol"] = {**few, "samples": 2000}
+    assert compare.evaluate(run, changes, settings)["protocol"]["samples"] == 2000
+    assert len(started) == 1  # the card of the usual name was reused
 
 
 def test_step_counts_as_typed() -> None:

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scripts.evaluate import card_folder
 from tests import tiny
 from tests.evaluation import runs
 from vqgen import build, checkpoint, cli
 from vqgen.evaluation import generator, likelihood, quality, sets
 from vqgen.evaluation.card import Card, check_folder
+from vqgen.evaluation.comparison import card_folder
 from vqgen.evaluation.protocol import Protocol
 from vqgen.evaluation.quality import Extractor
 from vqgen.evaluation.run import Evaluated, Evaluation
@@ -452,10 +452,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path: Path
 
 
 def test_another_recipe_does_not_take_the_place_of_a_card(tmp_path: Path) -> None:
-    recipe = runs.protocol()
-    first = card_folder(tmp_path, recipe, None)
+    recipe, first = runs.protocol(), tmp_path / "usual"
     Card({"path": "m"}, recipe.as_dict()).write(first)
-    assert card_folder(tmp_path, recipe, None) == first == tmp_path / recipe.name
-    other = card_folder(tmp_path, replace(recipe, samples=64), None)
-    assert other != first and other.name.startswith(f"{recipe.name}_")
-    assert card_folder(tmp_path, recipe, Path("my.npz")) == tmp_path / f"{recipe.name}_my"
+    assert card_folder(first, recipe.as_dict()) == first
+    other = card_folder(first, replace(recipe, samples=64).as_dict())
+    assert other != first and other.name.startswith("usual_")

@@ -1,6 +1,7 @@
 """The trilemma, measured: cards of several runs as one table, with the lecture's ticks beside."""
 
 import csv
+import hashlib
 import io
 import json
 from dataclasses import dataclass, replace
@@ -168,6 +169,16 @@ def as_csv(rows: list[Row]) -> str:
         numbers = [row.numbers.get(name, "") for name in names]
         writer.writerow([row.name, row.family, row.steps or "", row.likelihood, row.n, *numbers])
     return text.getvalue()
+
+
+def card_folder(folder: Path, recipe: dict[str, Any]) -> Path:
+    """Where the card of a recipe (Protocol.as_dict) goes: the folder of the usual name, or, where
+    a card of another recipe is there already, one with a hash of this one behind that name."""
+    path = folder / "card.json"
+    if path.is_file() and read_card(path)["protocol"] != json.loads(json.dumps(recipe)):
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return folder.with_name(f"{folder.name}_{digest[:8]}")
+    return folder
 
 
 def read_card(path: Path) -> dict[str, Any]:
