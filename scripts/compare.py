@@ -192,7 +192,8 @@ def send(rows: Any, folders: list[Path], written: list[Path], settings: dict[str
     """The table with sample pictures, and the plots, to the chosen logger."""
     out = Path(settings["out"])
     for board in build.boards(settings, {}, out, {}):
-        head = ["run", *comparison.COLUMNS, "samples"]
+        titles = [comparison.title(rows, column) for column in comparison.COLUMNS]
+        head = ["run", *titles, "samples"]
         body = []
         for row, folder in zip(rows, folders, strict=True):
             files = [folder / "samples.png", folder / "reconstructions.png"]

@@ -45,7 +45,11 @@ ROWS = [
 def test_names_lose_what_cards_add() -> None:
     assert plain_name("ceiling FD-efficientnet_lite0@2000") == "FD"
     assert plain_name("FID") == plain_name("FID@50") == "FD"
-    assert plain_name("sFD-timm:resnet50") == "sFD"
+    assert plain_name("sFD-timm:resnet50@9") == "sFD-timm:resnet50@9"
+    held_out = "samples nearer than 99 % of held-out images-x@500"
+    distance = ["nearest training distance-x@500", "nearest training distance-x of held-out images"]
+    for whole in (held_out, *distance):
+        assert plain_name(whole) == whole
     assert plain_name("bits per dimension (exact)") == "bits per dimension"
     assert plain_name("full bound, bits per dimension (exact + decoder)").startswith("full bound")
 
@@ -63,6 +67,35 @@ def test_ticks_stand_beside_ranks() -> None:
     assert line.startswith("| diffusion | ✓ 1. | ? 1. | ✗ 3. | ✗ |")
     table = list(csv.DictReader(comparison.as_csv(ROWS).splitlines()))
     assert [r["run"] for r in table] == [r.name for r in ROWS] and table[1]["FD"] == "20.0"
+
+
+def test_the_table_says_what_was_measured() -> None:
+    """The network and the count stay in the heads; different ones are not put into one column."""
+
+    def card(name: str, prefix: str = "", **model: Any) -> dict[str, Any]:
+        numbers = {f"{prefix}{name}": {"value": 3.0}, "recall-x@500": {"value": 0.5}}
+        numbers["bits per dimension (exact)"] = {"value": 1.0, "n": 128}
+        costs = {"seconds per image": {"value": 1.0}, "peak memory": {"value": 1.1}}
+        protocol = {"name": "emoji-1k", "samples": 500, "guidance": "2.0", "knobs": {}}
+        model = {"path": "runs/a_b_flow", **model}
+        return {"model": model, "numbers": numbers, "costs": costs, "protocol": protocol}
+
+    rows = [comparison.row_of(card("FD-x@500", family="flow"), None)]
+    rows.append(comparison.row_of(card("FD-x@500", "ceiling ", path="t"), None))
+    text = comparison.markdown(rows)
+    for part in ("| run | FD-x@500 | recall |", "| peak memory, GiB |", "emoji-1k, guidance 2.0."):
+        assert part in text
+    assert "of 128 validation images" in text and "quality by FD-x@500" in text and "✗ weak" in text
+    table = list(csv.DictReader(comparison.as_csv(rows).splitlines()))
+    assert [line["FD-x@500"] for line in table] == ["3.0", "3.0"] and "recall-x@500" in table[0]
+    figure, axis = pyplot.subplots()
+    plots._front(axis, rows[:1], rows)
+    pyplot.close(figure)
+    assert axis.get_ylabel() == "FD-x@500, lower is better"
+    published = comparison.row_of(card("FID", family="var"), None)
+    assert comparison.markdown([published]).count("| FID |") == 1
+    with pytest.raises(ValueError, match="one kind of FD to compare runs by, got FD-x@500, FID"):
+        comparison.markdown([*rows, published])
 
 
 def test_bits_of_latents_rank_over_one_tokenizer_only() -> None:
@@ -277,7 +310,7 @@ def test_one_command_compares_runs(tmp_path: Path) -> None:
         assert printed in done.stdout and "| llamagen (tiny) |" in done.stdout
     card = json.loads((prior / "evaluation" / "emoji-2k" / "card.json").read_text())
     table = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
-    assert float(table[0]["FD"]) == card["numbers"]["FD-efficientnet_lite0@12"]["value"]
+    assert float(table[0]["FD-efficientnet_lite0@12"]) == card["numbers"]["FD-efficientnet_lite0@12"]["value"]
     assert table[1]["family"] == "tokenizer"
     assert [line["run"] for line in table[2:]] == ["flow, 2 steps", "flow, 4 steps"]
     assert len({line["full bound, bits per dimension"] for line in table[2:]}) == 1
