@@ -197,8 +197,8 @@ def test_a_card_of_another_recipe_stays_and_its_own_is_reused(
 def test_step_counts_as_typed() -> None:
     assert compare.checked_steps([8, 4, 8]) == [8, 4] and compare.checked_steps(8) == [8]
     assert compare.checked_steps([]) == compare.checked_steps(None) == []
-    for wrong in ([0], ["four"], [2.5], True, {"a": 1}):
-        with pytest.raises(ValueError, match=r"wanted steps as whole numbers from 1, got"):
+    for wrong in ([0], ["four"], [2.5], True, {"a": 1}, [10**20], [10_001]):
+        with pytest.raises(ValueError, match=r"wanted steps as whole numbers from 1 to 10000, got"):
             compare.checked_steps(wrong)
 
 
@@ -231,6 +231,7 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
     """Every command of demo=true passes the checks of its own entry point; trained runs stay."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
         settings = build.plain(hydra.compose("compare", [f"demo_root={tmp_path}", "demo_jobs=1"]))
+    compare.check_demo(settings)
     commands: list[list[str]] = []
     trained: dict[str, Path] = {}
 
@@ -255,6 +256,29 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
     again = len(commands)
     trained |= {path.name: path for path in made}
     assert compare.train_demo(settings) == made and len(commands) == again
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["demo_priors=[llamagenn]"], "prior=llamagenn is not known"),
+        (["demo_priors=[]"], "wanted at least one of demo_priors, got none"),
+        (["demo_priors=[3]"], "wanted demo_priors as a list of texts"),
+        (["demo_prior_minutes=0"], "wanted demo_prior_minutes above 0, got 0"),
+        (["demo_tokenizer_minutes=-1"], "wanted demo_tokenizer_minutes above 0, got -1"),
+        (["demo_jobs=0"], "wanted demo_jobs of at least 1, got 0"),
+        (["demo_tokenizers=[kl]", "demo_priors=[llamagen]"], "llamagen can read .* none of .*=kl;"),
+        (["demo_tokenizers=['kl x']"], "wanted demo_tokenizers as names, .* got 'kl x'; type"),
+        (["demo_words=['train.lrr=1']"], "there is no setting 'train.lrr'"),
+    ],
+)
+def test_a_demo_that_would_stop_is_refused_before_it_trains(
+    words: list[str], sentence: str, tmp_path: Path
+) -> None:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
+        config = hydra.compose("compare", [f"demo_root={tmp_path}", *words])
+        with pytest.raises(ValueError, match=sentence):
+            compare.check_demo(build.plain(config))
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:

@@ -417,6 +417,12 @@ def test_a_recipe_that_cannot_be_followed(changes: dict, sentence: str) -> None:
         runs.protocol(**changes)
 
 
+def test_a_protocol_s_name_stays_in_its_folder() -> None:
+    for name in ("../../x", "..", "", "a/b", "/tmp"):
+        with pytest.raises(ValueError, match=r"wanted protocol.name as a plain word, the name of"):
+            replace(runs.protocol(), name=name)
+
+
 def test_what_a_reference_or_a_score_cannot_give(root: Path, first: Evaluated) -> None:
     options: dict[str, Any] = {"model": root / "stage2" / "20260101_000000_tiny"}
     options |= {"samples": None, "device": "cpu"}

@@ -1,5 +1,6 @@
 """A protocol: the frozen recipe of an evaluation, one small yaml in conf/evaluate/protocol/."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -77,6 +78,11 @@ class Protocol:
         _check_whole("reference.seed", self.reference.seed, 0)
         check_texts(vars(self), "name", "features", optional=["weights"], of="protocol.")
         check_texts(vars(self.reference), optional=["npz", "sha256"], of="protocol.reference.")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"wanted protocol.name as a plain word, the name of a folder, got {self.name!r}; "
+                "type for instance protocol.name=mine"
+            )
         if self.perceptual not in (None, *LPIPS):
             raise ValueError(
                 f"wanted protocol.perceptual={', '.join(LPIPS)} or null, got {self.perceptual!r}"
