@@ -20,8 +20,9 @@ from torchvision.transforms.v2 import functional
 from vqgen import build, checkpoint, cli, overrides, pictures, pipeline, runs
 from vqgen.evaluation import comparison, plots, sets
 from vqgen.evaluation.card import check_folder
-from vqgen.evaluation.protocol import Protocol, check_texts, chosen
+from vqgen.evaluation.protocol import Protocol, check_batch, check_texts, chosen
 from vqgen.evaluation.subject import which
+from vqgen.metrics import features
 from vqgen.sampling.counts import MOST
 from vqgen.training import launch
 
@@ -35,12 +36,26 @@ def main(config: DictConfig) -> None:
     settings = build.plain(config)
     check_texts(settings, "cache", "out", "demo_root")
     settings["protocol"] = chosen(settings)
-    Protocol(**settings["protocol"])  # what cannot be followed is refused before any training
+    protocol = Protocol(**settings["protocol"])  # what cannot be followed is refused at once
+    check_batch(settings["batch"])
+    if protocol.samples <= protocol.neighbors:
+        raise ValueError(
+            f"wanted protocol.samples above protocol.neighbors={protocol.neighbors}, got "
+            f"{protocol.samples}; type protocol.samples=2000"
+        )
     if settings["demo"]:
         check_demo(settings)
     if settings["models"] or settings["demo"]:
         check_folder(Path(settings["out"]))
+        check_folder(Path(settings["cache"]), "cache")
     settings["steps"] = checked_steps(settings["steps"])
+    if settings["steps"] and "steps" in protocol.knobs:
+        raise ValueError(
+            f"wanted step counts once, got steps={settings['steps']} and protocol.knobs with "
+            f"steps={protocol.knobs['steps']}; leave one of them out"
+        )
+    if settings["demo"]:
+        features.load(protocol.features, protocol.weights)
     given = settings["models"] if isinstance(settings["models"], list) else [settings["models"]]
     models = [Path(str(path)) for path in given if path is not None]
     if settings["demo"]:
@@ -49,6 +64,8 @@ def main(config: DictConfig) -> None:
     if not models:
         raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
     jobs = [job for model in models for job in jobs_of(model, settings)]
+    if not all(reusable(*job, settings) for job in jobs):
+        features.load(protocol.features, protocol.weights)  # what cannot be had is said once
     print("\n".join(which(model) for model in models), flush=True)
     done = [(*job, evaluate(*job, settings)) for job in jobs]
     done.sort(key=lambda each: (models.index(each[0]), each[1]["knobs"].get("steps", 0)))
@@ -108,9 +125,7 @@ def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> 
     """The card of scripts/evaluate.py, in a process of its own, so that memory is its own."""
     out = folder_of(model, changes, settings)
     path = out / "card.json"
-    newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
-    data = [w for w in cli.typed_overrides() if w.split("=")[0].split(".")[0] == "data"]
-    if settings["reuse"] and not data and path.is_file() and path.stat().st_mtime > newest:
+    if reusable(model, changes, settings):
         print(f"reusing {path}")
         return comparison.read_card(path)
     asked = ("batch", "device", "cache", "features", "weights")
@@ -119,9 +134,24 @@ def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> 
     words += [f"protocol.{name}={_typed(value)}" for name, value in changes.items() if value != {}]
     typed = [word for word in cli.typed_overrides() if word.startswith("protocol.")]
     words += [word for word in typed if word.split(".")[1].split("=")[0] not in changes]
-    words += data
+    words += typed_data()
     run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
     return comparison.read_card(path)
+
+
+def typed_data() -> list[str]:
+    """What was typed of data=."""
+    return [w for w in cli.typed_overrides() if w.split("=")[0].split(".")[0] == "data"]
+
+
+def reusable(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether there is a card of this recipe, newer than the model."""
+    path = folder_of(model, changes, settings) / "card.json"
+    newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
+    if not settings["reuse"] or typed_data() or not path.is_file():
+        return False
+    recipe = Protocol(**{**settings["protocol"], **changes}).as_dict()
+    return path.stat().st_mtime > newest and comparison.read_card(path)["protocol"] == recipe
 
 
 def folder_of(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> Path:

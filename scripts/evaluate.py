@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from vqgen import build, cli, runs
 from vqgen.evaluation import comparison
 from vqgen.evaluation.card import check_folder
-from vqgen.evaluation.protocol import Protocol, check_texts, chosen
+from vqgen.evaluation.protocol import Protocol, check_batch, check_texts, chosen
 from vqgen.evaluation.run import Evaluated, Evaluation
 from vqgen.evaluation.subject import Subject, which
 from vqgen.metrics import features
@@ -19,10 +19,10 @@ from vqgen.metrics import features
 def main(config: DictConfig) -> None:
     """Check everything, measure, write card.json, card.md, pictures and samples.npz."""
     settings = build.plain(config)
-    if type(settings["batch"]) is not int or settings["batch"] < 1:
-        raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=32")
+    check_batch(settings["batch"])
     check_texts(settings, "cache", "root", optional=("model", "out"))
     protocol = Protocol(**chosen(settings))
+    check_folder(Path(settings["cache"]), "cache")
     model, samples = find_model(settings), settings["samples"]
     if samples is not None and not isinstance(samples, str):
         raise ValueError(

@@ -334,7 +334,10 @@ def test_one_command_compares_runs(tmp_path: Path) -> None:
         assert printed in done.stdout and "| llamagen (tiny) |" in done.stdout
     card = json.loads((prior / "evaluation" / "emoji-2k" / "card.json").read_text())
     table = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
-    assert float(table[0]["FD-efficientnet_lite0@12"]) == card["numbers"]["FD-efficientnet_lite0@12"]["value"]
+    assert (
+        float(table[0]["FD-efficientnet_lite0@12"])
+        == card["numbers"]["FD-efficientnet_lite0@12"]["value"]
+    )
     assert table[1]["family"] == "tokenizer"
     assert [line["run"] for line in table[2:]] == ["flow, 2 steps", "flow, 4 steps"]
     assert len({line["full bound, bits per dimension"] for line in table[2:]}) == 1
