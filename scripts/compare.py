@@ -33,6 +33,11 @@ SHOWN = 24  # samples of each prior in the picture of all
 @cli.entry("evaluate", "compare")
 def main(config: DictConfig) -> None:
     """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
+    compared(config)
+
+
+def compared(config: DictConfig) -> None:
+    """The same, with errors as they come. Raises ValueError for what cannot be compared."""
     settings = build.plain(config)
     check_texts(settings, "cache", "out", "demo_root")
     settings["protocol"] = chosen(settings)

@@ -281,6 +281,27 @@ def test_a_demo_that_would_stop_is_refused_before_it_trains(
             compare.check_demo(build.plain(config))
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["batch=-1"], "wanted batch of at least 1, got -1"),
+        (["protocol.samples=3"], "wanted protocol.samples above protocol.neighbors=5, got 3"),
+        (["protocol.knobs={steps: 4}", "steps=[4,8]"], "wanted step counts once, got steps="),
+        (["cache=file"], "nothing can be written to file .*; type cache=DIR"),
+    ],
+)
+def test_what_no_model_could_be_measured_by(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before any run is even looked at."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
+        config = hydra.compose("compare", ["models=[none]", *words])
+        with pytest.raises(ValueError, match=sentence):
+            compare.compared(config)
+
+
 def test_plots_are_pictures(tmp_path: Path) -> None:
     written = plots.draw(ROWS, tmp_path)
     assert {p.name for p in written} == {

@@ -115,6 +115,19 @@ def test_samples_go_out_and_come_in(
     before = first.card.as_dict()["numbers"]
     assert again == {name: number for name, number in before.items() if name in again}
     assert len(again) == 11
+    card = evaluate(root, network, runs.protocol(), **given).card
+    assert card.markdown().startswith(f"# Evaluation: given samples {tmp_path / 'samples.npz'}, ")
+    assert not {"samples", "guidance", "knobs", "seed"} & card.protocol.keys()
+    assert {"neighbors", "reference", "features"} <= card.protocol.keys()
+
+
+def test_a_folder_of_samples_has_the_classes_of_the_model(root: Path, first: Evaluated) -> None:
+    options: dict[str, Any] = {"model": root / "stage2" / "20260101_000000_tiny", "device": "cpu"}
+    folder = runs.pictures(root / "given", 3)
+    Subject(runs.protocol(), samples=folder, **options)
+    shutil.copytree(folder / "class0", folder / "Bogus")
+    with pytest.raises(ValueError, match=r"class mismatch: .*given has the subfolder Bogus, the"):
+        Subject(runs.protocol(), samples=folder, **options)
 
 
 def test_a_file_against_a_file(root: Path, network: Features, tmp_path: Path) -> None:
@@ -162,6 +175,9 @@ def test_a_tokenizer(root: Path, network: Features, first: Evaluated) -> None:
     ).card
     names = {"PSNR", "SSIM", "code usage", "code perplexity", "rate", "rFD-efficientnet_lite0@9"}
     assert names <= card.numbers.keys()
+    assert card.details["reconstructed"].startswith("val split of ")
+    assert card.details["reconstructed"].endswith(", 9 images")
+    assert card.details["reconstructed_sha256"]
     assert card.numbers["rate"].value == 6 * 5  # 6 tokens of 32 codes
     assert card.numbers["rate, entropy"].value <= 30
     assert "ceiling FD-efficientnet_lite0@12" in card.numbers
@@ -365,6 +381,8 @@ def test_an_imported_folder_is_evaluated_on_typed_data(
 def test_refused_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         sets.read(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match=r"empty\.npz holds no images; make it again"):
+        sets.read(runs.npz(tmp_path / "empty.npz", count=0))
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(ValueError, match="no readable npz"):
         sets.read(tmp_path / "text.npz")
