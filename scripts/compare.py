@@ -2,6 +2,7 @@
 `python scripts/compare.py RUN RUN ... [steps=[4,16,64]]`, or `demo=true` to train them all first"""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from vqgen import build, checkpoint, cli, pictures, pipeline, runs
+from vqgen import build, checkpoint, cli, overrides, pictures, pipeline, runs
 from vqgen.evaluation import comparison, plots, sets
 from vqgen.evaluation.card import check_folder
-from vqgen.evaluation.protocol import Protocol, check_texts, chosen
+from vqgen.evaluation.protocol import Protocol, check_batch, check_texts, chosen
 from vqgen.evaluation.subject import which
+from vqgen.metrics import features
+from vqgen.sampling.counts import MOST
 from vqgen.training import opening
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,13 +33,34 @@ SHOWN = 24  # samples of each prior in the picture of all
 @cli.entry("evaluate", "compare")
 def main(config: DictConfig) -> None:
     """Cards of every model (and step count), then comparison.md, .csv, front and triangle."""
+    compared(config)
+
+
+def compared(config: DictConfig) -> None:
+    """The same, with errors as they come. Raises ValueError for what cannot be compared."""
     settings = build.plain(config)
     check_texts(settings, "cache", "out", "demo_root")
     settings["protocol"] = chosen(settings)
-    Protocol(**settings["protocol"])  # what cannot be followed is refused before any training
+    protocol = Protocol(**settings["protocol"])  # what cannot be followed is refused at once
+    check_batch(settings["batch"])
+    if protocol.samples <= protocol.neighbors:
+        raise ValueError(
+            f"wanted protocol.samples above protocol.neighbors={protocol.neighbors}, got "
+            f"{protocol.samples}; type protocol.samples=2000"
+        )
+    if settings["demo"]:
+        check_demo(settings)
     if settings["models"] or settings["demo"]:
         check_folder(Path(settings["out"]))
+        check_folder(Path(settings["cache"]), "cache")
     settings["steps"] = checked_steps(settings["steps"])
+    if settings["steps"] and "steps" in protocol.knobs:
+        raise ValueError(
+            f"wanted step counts once, got steps={settings['steps']} and protocol.knobs with "
+            f"steps={protocol.knobs['steps']}; leave one of them out"
+        )
+    if settings["demo"]:
+        features.load(protocol.features, protocol.weights)
     given = settings["models"] if isinstance(settings["models"], list) else [settings["models"]]
     models = [Path(str(path)) for path in given if path is not None]
     if settings["demo"]:
@@ -45,6 +69,8 @@ def main(config: DictConfig) -> None:
     if not models:
         raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
     jobs = [job for model in models for job in jobs_of(model, settings)]
+    if not all(reusable(*job, settings) for job in jobs):
+        features.load(protocol.features, protocol.weights)  # what cannot be had is said once
     print("\n".join(which(model) for model in models), flush=True)
     done = [(*job, evaluate(*job, settings)) for job in jobs]
     done.sort(key=lambda each: (models.index(each[0]), each[1]["knobs"].get("steps", 0)))
@@ -53,7 +79,7 @@ def main(config: DictConfig) -> None:
     out = Path(settings["out"])
     checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
     checkpoint.write_text(out / "comparison.csv", comparison.as_csv(rows))
-    folders = [folder_of(model, changes, settings) for model, changes, _ in done]
+    folders = [folder_of(model, changes, settings) for model, changes, _ in done]  # now there
     written = [*plots.draw(rows, out), *side_by_side(rows, folders, out / "samples.png")]
     send(rows, folders, written, settings)
     print(comparison.markdown(rows))
@@ -71,10 +97,12 @@ def each_once(models: list[Path]) -> list[Path]:
 
 
 def checked_steps(steps: Any) -> list[int]:
-    """Step counts as typed, each once. Raises ValueError for what is no list of them."""
+    """Step counts as typed, each once. Raises ValueError for what no sampler can do."""
     given = [] if steps is None else steps if isinstance(steps, list) else [steps]
-    if not all(type(count) is int and count >= 1 for count in given):
-        raise ValueError(f"wanted steps as whole numbers from 1, got {steps}; type 'steps=[4,16]'")
+    if not all(type(count) is int and 1 <= count <= MOST for count in given):
+        raise ValueError(
+            f"wanted steps as whole numbers from 1 to {MOST}, got {steps}; type 'steps=[4,16]'"
+        )
     return list(dict.fromkeys(given))
 
 
@@ -100,32 +128,43 @@ def jobs_of(model: Path, settings: dict[str, Any]) -> list[tuple[Path, dict[str,
 
 def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The card of scripts/evaluate.py, in a process of its own, so that memory is its own."""
-    protocol = {**settings["protocol"], **changes}
     out = folder_of(model, changes, settings)
     path = out / "card.json"
-    newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
-    data = [w for w in cli.typed_overrides() if w.split("=")[0].split(".")[0] == "data"]
-    if settings["reuse"] and not data and path.is_file() and path.stat().st_mtime > newest:
-        card = comparison.read_card(path)
-        if card["protocol"] == Protocol(**protocol).as_dict():
-            print(f"reusing {path}")
-            return card
+    if reusable(model, changes, settings):
+        print(f"reusing {path}")
+        return comparison.read_card(path)
     asked = ("batch", "device", "cache", "features", "weights")
     words = [f"{name}={settings[name]}" for name in asked if settings[name] is not None]
     words += [f"protocol={cli.choice('protocol')}"]
     words += [f"protocol.{name}={_typed(value)}" for name, value in changes.items() if value != {}]
     typed = [word for word in cli.typed_overrides() if word.startswith("protocol.")]
     words += [word for word in typed if word.split(".")[1].split("=")[0] not in changes]
-    words += data
+    words += typed_data()
     run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
     return comparison.read_card(path)
 
 
+def typed_data() -> list[str]:
+    """What was typed of data=."""
+    return [w for w in cli.typed_overrides() if w.split("=")[0].split(".")[0] == "data"]
+
+
+def reusable(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether there is a card of this recipe, newer than the model."""
+    path = folder_of(model, changes, settings) / "card.json"
+    newest = max(file.stat().st_mtime for file in model.rglob("model.safetensors"))
+    if not settings["reuse"] or typed_data() or not path.is_file():
+        return False
+    recipe = Protocol(**{**settings["protocol"], **changes}).as_dict()
+    return path.stat().st_mtime > newest and comparison.read_card(path)["protocol"] == recipe
+
+
 def folder_of(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> Path:
-    """Where the card of a model under these changes of the protocol is."""
-    steps = changes["knobs"].get("steps")
-    ending = "" if steps is None else f"_steps{steps}"
-    return model / "evaluation" / f"{settings['protocol']['name']}{ending}"
+    """Where the card of a model under these changes of the protocol is or will be."""
+    recipe = Protocol(**{**settings["protocol"], **changes})
+    steps = recipe.knobs.get("steps")
+    usual = recipe.name if steps is None else f"{recipe.name}_steps{steps}"
+    return comparison.card_folder(model / "evaluation" / usual, recipe.as_dict())
 
 
 def side_by_side(rows: list[comparison.Row], folders: list[Path], out: Path) -> list[Path]:
@@ -143,6 +182,66 @@ def side_by_side(rows: list[comparison.Row], folders: list[Path], out: Path) -> 
     return [out]
 
 
+def check_demo(settings: dict[str, Any]) -> None:
+    """Raise ValueError for a demo that would stop at one of its trainings."""
+    for name in ("demo_tokenizers", "demo_priors", "demo_words"):
+        words = settings[name]
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"wanted {name} as a list of texts, got {words}; type {name}=[A,B]")
+        if not words and name != "demo_words":
+            raise ValueError(f"wanted at least one of {name}, got none; leave it out for the usual")
+    if type(settings["demo_jobs"]) is not int or settings["demo_jobs"] < 1:
+        raise ValueError(
+            f"wanted demo_jobs of at least 1, got {settings['demo_jobs']}; type demo_jobs=1"
+        )
+    for name in ("demo_tokenizer_minutes", "demo_prior_minutes"):
+        minutes = settings[name]
+        if type(minutes) not in (int, float) or not 0 < minutes < math.inf:
+            raise ValueError(f"wanted {name} above 0, got {minutes}; type {name}=16")
+    specs = []
+    for typed in settings["demo_tokenizers"]:
+        words = training("stage1", typed, settings)[1]
+        config = build.plain(overrides.composed("stage1", "train_stage1", words))
+        with torch.device("meta"):
+            size = config["data"]["size"]
+            specs.append(build.make({**config["tokenizer"], "image_size": [size, size]}).spec)
+    for typed in settings["demo_priors"]:
+        words = training("stage2", typed, settings)[1]
+        config = build.plain(overrides.composed("stage2", "train_stage2", words))
+        if config["tokenizer"] != "auto":
+            continue
+        if not any(fits(config["prior"], spec) for spec in specs):
+            raise ValueError(
+                f"demo_priors={typed} can read the latents of none of demo_tokenizers="
+                f"{','.join(settings['demo_tokenizers'])}; add one of kl, var, vqgan that it can"
+            )
+
+
+def fits(prior: dict[str, Any], spec: Any) -> bool:
+    """Whether the prior of this config node reads latents of this kind."""
+    try:
+        build.check_pair(prior, spec)
+    except ValueError:
+        return False
+    return True
+
+
+def training(stage: str, typed: str, settings: dict[str, Any]) -> tuple[str, list[str]]:
+    """-> (name of the run, words behind train_<stage>.py) of a demo's `diffusion path=vp`."""
+    kind = {"stage1": "tokenizer", "stage2": "prior"}[stage]
+    choice, *more = f"{kind}={typed}".split()
+    wrong = [word for word in more if "=" not in word]
+    if wrong or choice.endswith("="):
+        raise ValueError(
+            f"wanted demo_{kind}s as names, with settings behind them where needed, got {typed!r}; "
+            "type for instance \"demo_priors=[flow,'diffusion path=vp']\""
+        )
+    name = "-".join(word.split("=")[1] for word in (choice, *more))
+    where = [f"run.name={name}", f"run.root='{settings['demo_root']}'", "train.resume=auto"]
+    budget = [f"train.max_minutes={settings[f'demo_{kind}_minutes']}", "train.max_steps=null"]
+    return name, [choice, *more, *where, *budget, *settings["demo_words"]]
+
+
 def train_demo(settings: dict[str, Any]) -> list[Path]:
     """Train the tokenizers, then every prior for equally long; returns their runs.
 
@@ -151,24 +250,19 @@ def train_demo(settings: dict[str, Any]) -> list[Path]:
     root, jobs = Path(settings["demo_root"]), settings["demo_jobs"]
     share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))} if jobs > 1 else {}
 
-    def trained(stage: str, typed: str) -> Path:
-        kind = {"stage1": "tokenizer", "stage2": "prior"}[stage]
-        choice, *more = f"{kind}={typed}".split()
-        name = "-".join(word.split("=")[1] for word in (choice, *more))
-        minutes = settings[f"demo_{kind}_minutes"]
+    def trained(stage: str, minutes: float, typed: str) -> Path:
+        name, words = training(stage, typed, settings)
         done = next(runs.newest_first(root, stage, name), None)
         if done is None or (minutes_of(done) or 0) < 0.98 * minutes:  # a run may end a step early
-            where = [f"run.name={name}", f"run.root='{root}'", "train.resume=auto"]
-            budget = [f"train.max_minutes={minutes}", "train.max_steps=null"]
-            words = [choice, *more, *where, *budget, *settings["demo_words"]]
             run([ROOT / f"train_{stage}.py", *words], share)
             done = next(runs.newest_first(root, stage, name))
         return done
 
     made = []
-    for stage, names in (("stage1", "demo_tokenizers"), ("stage2", "demo_priors")):
+    for stage, kind in (("stage1", "tokenizer"), ("stage2", "prior")):
+        work = partial(trained, stage, settings[f"demo_{kind}_minutes"])
         with ThreadPoolExecutor(jobs) as pool:
-            made += pool.map(partial(trained, stage), settings[names])
+            made += pool.map(work, settings[f"demo_{kind}s"])
     return made
 
 
@@ -194,7 +288,8 @@ def send(rows: Any, folders: list[Path], written: list[Path], settings: dict[str
     """The table with sample pictures, and the plots, to the chosen logger."""
     out = Path(settings["out"])
     for board in build.boards(settings, {}, out, {}):
-        head = ["run", *comparison.COLUMNS, "samples"]
+        titles = [comparison.title(rows, column) for column in comparison.COLUMNS]
+        head = ["run", *titles, "samples"]
         body = []
         for row, folder in zip(rows, folders, strict=True):
             files = [folder / "samples.png", folder / "reconstructions.png"]

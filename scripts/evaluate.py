@@ -1,8 +1,6 @@
 """Evaluate one run by a frozen protocol and write its card. `python scripts/evaluate.py model=RUN
 [protocol=emoji-2k|gfid-adm|rfid-val-centercrop] [samples=FILE.npz]`"""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from omegaconf import DictConfig
 from vqgen import build, cli, runs
 from vqgen.evaluation import comparison
 from vqgen.evaluation.card import check_folder
-from vqgen.evaluation.protocol import Protocol, check_texts, chosen
+from vqgen.evaluation.protocol import Protocol, check_batch, check_texts, chosen
 from vqgen.evaluation.run import Evaluated, Evaluation
 from vqgen.evaluation.subject import Subject, which
 from vqgen.metrics import features
@@ -21,10 +19,10 @@ from vqgen.metrics import features
 def main(config: DictConfig) -> None:
     """Check everything, measure, write card.json, card.md, pictures and samples.npz."""
     settings = build.plain(config)
-    if type(settings["batch"]) is not int or settings["batch"] < 1:
-        raise ValueError(f"wanted batch of at least 1, got {settings['batch']}; type batch=32")
+    check_batch(settings["batch"])
     check_texts(settings, "cache", "root", optional=("model", "out"))
     protocol = Protocol(**chosen(settings))
+    check_folder(Path(settings["cache"]), "cache")
     model, samples = find_model(settings), settings["samples"]
     if samples is not None and not isinstance(samples, str):
         raise ValueError(
@@ -44,11 +42,13 @@ def main(config: DictConfig) -> None:
         protocol, subject, network, cache=Path(settings["cache"]), batch=settings["batch"]
     )
     base = (model or Path(".")) / "evaluation"
-    out = Path(settings["out"] or card_folder(base, protocol, given))  # before any work
+    usual = base / "_".join([protocol.name, *([given.stem] if given else [])])
+    recipe = evaluation.card.protocol
+    out = Path(settings["out"] or comparison.card_folder(usual, recipe))  # before any work
     check_folder(out)
     evaluated = evaluation.run()
     if not settings["out"]:  # another recipe's card may have come while this was at work
-        out = card_folder(base, protocol, given)
+        out = comparison.card_folder(usual, recipe)
     evaluated.write(out, npz=settings["npz"] and given is None)
     send(evaluated, settings, out)
     print("\n".join(evaluated.card.markdown().split("\n## ")[0].splitlines()))
@@ -65,17 +65,6 @@ def find_model(settings: dict[str, Any]) -> Path | None:
         Path(settings["root"]), "stage2", lambda folder: None, "python train_stage2.py"
     )
     return newest.parent
-
-
-def card_folder(base: Path, protocol: Protocol, given: Path | None) -> Path:
-    """Where a card goes unless out= is typed: by the protocol's name and that of given samples,
-    and, where a card of another recipe is there already, by a hash of this one."""
-    folder = base / "_".join([protocol.name, *([given.stem] if given else [])])
-    path, recipe = folder / "card.json", protocol.as_dict()
-    if path.is_file() and comparison.read_card(path)["protocol"] != json.loads(json.dumps(recipe)):
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        return folder.with_name(f"{folder.name}_{digest[:8]}")
-    return folder
 
 
 def send(evaluated: Evaluated, settings: dict[str, Any], out: Path) -> None:

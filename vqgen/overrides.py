@@ -213,6 +213,21 @@ def _leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
+def composed(folder: str, name: str, words: list[str]) -> DictConfig:
+    """The config that another entry point would have under these words, checked as its own start
+    would; also inside an entry point.
+
+    Raises ValueError for words that it would refuse."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        words = check(folder, name, words)
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF / folder)):
+            return hydra.compose(name, words)
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
 def merged(stored: list[str], typed: list[str], group: str | None = None) -> list[str]:
     """The overrides of an earlier run, then those typed now, which win; where another choice of a
     group was typed (tokenizer=var), the stored ones of that group are left out.

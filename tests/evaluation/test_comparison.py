@@ -19,7 +19,9 @@ from scripts import compare
 from tests.evaluation import runs
 from vqgen import build, cli, overrides
 from vqgen.evaluation import comparison, plots
+from vqgen.evaluation.card import Card
 from vqgen.evaluation.comparison import Row, plain_name
+from vqgen.evaluation.protocol import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +45,11 @@ ROWS = [
 def test_names_lose_what_cards_add() -> None:
     assert plain_name("ceiling FD-efficientnet_lite0@2000") == "FD"
     assert plain_name("FID") == plain_name("FID@50") == "FD"
-    assert plain_name("sFD-timm:resnet50") == "sFD"
+    assert plain_name("sFD-timm:resnet50@9") == "sFD-timm:resnet50@9"
+    held_out = "samples nearer than 99 % of held-out images-x@500"
+    distance = ["nearest training distance-x@500", "nearest training distance-x of held-out images"]
+    for whole in (held_out, *distance):
+        assert plain_name(whole) == whole
     assert plain_name("bits per dimension (exact)") == "bits per dimension"
     assert plain_name("full bound, bits per dimension (exact + decoder)").startswith("full bound")
 
@@ -61,6 +67,35 @@ def test_ticks_stand_beside_ranks() -> None:
     assert line.startswith("| diffusion | ✓ 1. | ? 1. | ✗ 3. | ✗ |")
     table = list(csv.DictReader(comparison.as_csv(ROWS).splitlines()))
     assert [r["run"] for r in table] == [r.name for r in ROWS] and table[1]["FD"] == "20.0"
+
+
+def test_the_table_says_what_was_measured() -> None:
+    """The network and the count stay in the heads; different ones are not put into one column."""
+
+    def card(name: str, prefix: str = "", **model: Any) -> dict[str, Any]:
+        numbers = {f"{prefix}{name}": {"value": 3.0}, "recall-x@500": {"value": 0.5}}
+        numbers["bits per dimension (exact)"] = {"value": 1.0, "n": 128}
+        costs = {"seconds per image": {"value": 1.0}, "peak memory": {"value": 1.1}}
+        protocol = {"name": "emoji-1k", "samples": 500, "guidance": "2.0", "knobs": {}}
+        model = {"path": "runs/a_b_flow", **model}
+        return {"model": model, "numbers": numbers, "costs": costs, "protocol": protocol}
+
+    rows = [comparison.row_of(card("FD-x@500", family="flow"), None)]
+    rows.append(comparison.row_of(card("FD-x@500", "ceiling ", path="t"), None))
+    text = comparison.markdown(rows)
+    for part in ("| run | FD-x@500 | recall |", "| peak memory, GiB |", "emoji-1k, guidance 2.0."):
+        assert part in text
+    assert "of 128 validation images" in text and "quality by FD-x@500" in text and "✗ weak" in text
+    table = list(csv.DictReader(comparison.as_csv(rows).splitlines()))
+    assert [line["FD-x@500"] for line in table] == ["3.0", "3.0"] and "recall-x@500" in table[0]
+    figure, axis = pyplot.subplots()
+    plots._front(axis, rows[:1], rows)
+    pyplot.close(figure)
+    assert axis.get_ylabel() == "FD-x@500, lower is better"
+    published = comparison.row_of(card("FID", family="var"), None)
+    assert comparison.markdown([published]).count("| FID |") == 1
+    with pytest.raises(ValueError, match="one kind of FD to compare runs by, got FD-x@500, FID"):
+        comparison.markdown([*rows, published])
 
 
 def test_bits_of_latents_rank_over_one_tokenizer_only() -> None:
@@ -128,11 +163,42 @@ def test_the_likelihood_is_counted_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_card_of_another_recipe_stays_and_its_own_is_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.continuous(tmp_path)
+    few = {**runs.protocol_settings("emoji-2k"), "samples": 64}
+    settings: dict[str, Any] = {"protocol": few, "reuse": True}
+    settings |= dict.fromkeys(("batch", "device", "cache", "features", "weights"))
+    started: list[Path] = []
+
+    def evaluated(command: list[Any]) -> None:
+        out = Path(next(str(w) for w in command if str(w).startswith("out="))[5:-1])
+        started.append(out)
+        Card({"path": "m"}, Protocol(**{**few, **changes}).as_dict()).write(out)
+
+    monkeypatch.setattr(compare, "run", evaluated)
+    monkeypatch.setattr(compare.cli, "typed_overrides", list)
+    monkeypatch.setattr(compare.cli, "choice", lambda group: "emoji-2k")
+    changes = {"knobs": {"steps": 16}}
+    usual = run / "evaluation" / "emoji-2k_steps16"
+    whole = Protocol(**{**few, **changes, "samples": 2000})
+    Card({"path": "m"}, whole.as_dict()).write(usual)
+    for _ in range(2):
+        card = compare.evaluate(run, changes, settings)
+        assert card["protocol"]["samples"] == 64 and len(started) == 1
+    assert started[0].name.startswith("emoji-2k_steps16_")
+    assert comparison.read_card(usual / "card.json")["protocol"]["samples"] == 2000
+    settings["protocol"] = {**few, "samples": 2000}
+    assert compare.evaluate(run, changes, settings)["protocol"]["samples"] == 2000
+    assert len(started) == 1  # the card of the usual name was reused
+
+
 def test_step_counts_as_typed() -> None:
     assert compare.checked_steps([8, 4, 8]) == [8, 4] and compare.checked_steps(8) == [8]
     assert compare.checked_steps([]) == compare.checked_steps(None) == []
-    for wrong in ([0], ["four"], [2.5], True, {"a": 1}):
-        with pytest.raises(ValueError, match=r"wanted steps as whole numbers from 1, got"):
+    for wrong in ([0], ["four"], [2.5], True, {"a": 1}, [10**20], [10_001]):
+        with pytest.raises(ValueError, match=r"wanted steps as whole numbers from 1 to 10000, got"):
             compare.checked_steps(wrong)
 
 
@@ -165,6 +231,7 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
     """Every command of demo=true passes the checks of its own entry point; trained runs stay."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
         settings = build.plain(hydra.compose("compare", [f"demo_root={tmp_path}", "demo_jobs=1"]))
+    compare.check_demo(settings)
     commands: list[list[str]] = []
     trained: dict[str, Path] = {}
 
@@ -189,6 +256,50 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
     again = len(commands)
     trained |= {path.name: path for path in made}
     assert compare.train_demo(settings) == made and len(commands) == again
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["demo_priors=[llamagenn]"], "prior=llamagenn is not known"),
+        (["demo_priors=[]"], "wanted at least one of demo_priors, got none"),
+        (["demo_priors=[3]"], "wanted demo_priors as a list of texts"),
+        (["demo_prior_minutes=0"], "wanted demo_prior_minutes above 0, got 0"),
+        (["demo_tokenizer_minutes=-1"], "wanted demo_tokenizer_minutes above 0, got -1"),
+        (["demo_jobs=0"], "wanted demo_jobs of at least 1, got 0"),
+        (["demo_tokenizers=[kl]", "demo_priors=[llamagen]"], "llamagen can read .* none of .*=kl;"),
+        (["demo_tokenizers=['kl x']"], "wanted demo_tokenizers as names, .* got 'kl x'; type"),
+        (["demo_words=['train.lrr=1']"], "there is no setting 'train.lrr'"),
+    ],
+)
+def test_a_demo_that_would_stop_is_refused_before_it_trains(
+    words: list[str], sentence: str, tmp_path: Path
+) -> None:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
+        config = hydra.compose("compare", [f"demo_root={tmp_path}", *words])
+        with pytest.raises(ValueError, match=sentence):
+            compare.check_demo(build.plain(config))
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["batch=-1"], "wanted batch of at least 1, got -1"),
+        (["protocol.samples=3"], "wanted protocol.samples above protocol.neighbors=5, got 3"),
+        (["protocol.knobs={steps: 4}", "steps=[4,8]"], "wanted step counts once, got steps="),
+        (["cache=file"], "nothing can be written to file .*; type cache=DIR"),
+    ],
+)
+def test_what_no_model_could_be_measured_by(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before any run is even looked at."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
+        config = hydra.compose("compare", ["models=[none]", *words])
+        with pytest.raises(ValueError, match=sentence):
+            compare.compared(config)
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:
@@ -244,7 +355,10 @@ def test_one_command_compares_runs(tmp_path: Path) -> None:
         assert printed in done.stdout and "| llamagen (tiny) |" in done.stdout
     card = json.loads((prior / "evaluation" / "emoji-2k" / "card.json").read_text())
     table = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
-    assert float(table[0]["FD"]) == card["numbers"]["FD-efficientnet_lite0@12"]["value"]
+    assert (
+        float(table[0]["FD-efficientnet_lite0@12"])
+        == card["numbers"]["FD-efficientnet_lite0@12"]["value"]
+    )
     assert table[1]["family"] == "tokenizer"
     assert [line["run"] for line in table[2:]] == ["flow, 2 steps", "flow, 4 steps"]
     assert len({line["full bound, bits per dimension"] for line in table[2:]}) == 1

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scripts.evaluate import card_folder
 from tests import tiny
 from tests.evaluation import runs
 from vqgen import build, checkpoint, cli
 from vqgen.evaluation import generator, likelihood, quality, sets
 from vqgen.evaluation.card import Card, check_folder
+from vqgen.evaluation.comparison import card_folder
 from vqgen.evaluation.protocol import Protocol
 from vqgen.evaluation.quality import Extractor
 from vqgen.evaluation.run import Evaluated, Evaluation
@@ -115,6 +115,19 @@ def test_samples_go_out_and_come_in(
     before = first.card.as_dict()["numbers"]
     assert again == {name: number for name, number in before.items() if name in again}
     assert len(again) == 11
+    card = evaluate(root, network, runs.protocol(), **given).card
+    assert card.markdown().startswith(f"# Evaluation: given samples {tmp_path / 'samples.npz'}, ")
+    assert not {"samples", "guidance", "knobs", "seed"} & card.protocol.keys()
+    assert {"neighbors", "reference", "features"} <= card.protocol.keys()
+
+
+def test_a_folder_of_samples_has_the_classes_of_the_model(root: Path, first: Evaluated) -> None:
+    options: dict[str, Any] = {"model": root / "stage2" / "20260101_000000_tiny", "device": "cpu"}
+    folder = runs.pictures(root / "given", 3)
+    Subject(runs.protocol(), samples=folder, **options)
+    shutil.copytree(folder / "class0", folder / "Bogus")
+    with pytest.raises(ValueError, match=r"class mismatch: .*given has the subfolder Bogus, the"):
+        Subject(runs.protocol(), samples=folder, **options)
 
 
 def test_a_file_against_a_file(root: Path, network: Features, tmp_path: Path) -> None:
@@ -162,6 +175,9 @@ def test_a_tokenizer(root: Path, network: Features, first: Evaluated) -> None:
     ).card
     names = {"PSNR", "SSIM", "code usage", "code perplexity", "rate", "rFD-efficientnet_lite0@9"}
     assert names <= card.numbers.keys()
+    assert card.details["reconstructed"].startswith("val split of ")
+    assert card.details["reconstructed"].endswith(", 9 images")
+    assert card.details["reconstructed_sha256"]
     assert card.numbers["rate"].value == 6 * 5  # 6 tokens of 32 codes
     assert card.numbers["rate, entropy"].value <= 30
     assert "ceiling FD-efficientnet_lite0@12" in card.numbers
@@ -365,6 +381,8 @@ def test_an_imported_folder_is_evaluated_on_typed_data(
 def test_refused_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         sets.read(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match=r"empty\.npz holds no images; make it again"):
+        sets.read(runs.npz(tmp_path / "empty.npz", count=0))
     (tmp_path / "text.npz").write_text("no zip")
     with pytest.raises(ValueError, match="no readable npz"):
         sets.read(tmp_path / "text.npz")
@@ -417,6 +435,12 @@ def test_a_recipe_that_cannot_be_followed(changes: dict, sentence: str) -> None:
         runs.protocol(**changes)
 
 
+def test_a_protocol_s_name_stays_in_its_folder() -> None:
+    for name in ("../../x", "..", "", "a/b", "/tmp"):
+        with pytest.raises(ValueError, match=r"wanted protocol.name as a plain word, the name of"):
+            replace(runs.protocol(), name=name)
+
+
 def test_what_a_reference_or_a_score_cannot_give(root: Path, first: Evaluated) -> None:
     options: dict[str, Any] = {"model": root / "stage2" / "20260101_000000_tiny"}
     options |= {"samples": None, "device": "cpu"}
@@ -452,10 +476,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path: Path
 
 
 def test_another_recipe_does_not_take_the_place_of_a_card(tmp_path: Path) -> None:
-    recipe = runs.protocol()
-    first = card_folder(tmp_path, recipe, None)
+    recipe, first = runs.protocol(), tmp_path / "usual"
     Card({"path": "m"}, recipe.as_dict()).write(first)
-    assert card_folder(tmp_path, recipe, None) == first == tmp_path / recipe.name
-    other = card_folder(tmp_path, replace(recipe, samples=64), None)
-    assert other != first and other.name.startswith(f"{recipe.name}_")
-    assert card_folder(tmp_path, recipe, Path("my.npz")) == tmp_path / f"{recipe.name}_my"
+    assert card_folder(first, recipe.as_dict()) == first
+    other = card_folder(first, replace(recipe, samples=64).as_dict())
+    assert other != first and other.name.startswith("usual_")

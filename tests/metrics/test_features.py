@@ -122,7 +122,8 @@ def test_without_a_network_there_is_one_clear_error(tmp_path, monkeypatch) -> No
     monkeypatch.setattr(inception, "urlopen", offline)
     with pytest.raises(ValueError, match="features=efficientnet_lite0"):
         features.load("inception")
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("vqgen.metrics.timm_features.urlopen", offline)
+    monkeypatch.setattr(timm, "create_model", lambda *a, **b: pytest.fail("the hub was asked"))
     with pytest.raises(ValueError, match=r"cannot get the weights of features=dinov2 \(OSError"):
         features.load("dinov2")
 

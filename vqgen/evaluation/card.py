@@ -63,7 +63,9 @@ class Card:
     def markdown(self) -> str:
         """The same for people: numbers first."""
         whole = self.as_dict()
-        lines = [f"# Evaluation: {self.model.get('path', 'images')}", ""]
+        path, given = self.model.get("path", "images"), self.model.get("given_samples")
+        title = path if given is None else f"given samples {given}, beside the model {path}"
+        lines = [f"# Evaluation: {title}", ""]
         lines += table(self.rows(), ("number", "value", "95 % interval", "images", "unit"))
         if self.left_out:
             lines += ["", "Left out: " + "; ".join(f"{k} ({v})" for k, v in self.left_out.items())]
@@ -84,15 +86,17 @@ class Card:
         return made
 
 
-def check_folder(folder: Path) -> None:
-    """Make it. Raises ValueError if nothing can be written there."""
+def check_folder(folder: Path, name: str = "out") -> None:
+    """Make it; `name` is its setting. Raises ValueError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = None if os.access(folder, os.W_OK) else "no right to write there"
     except OSError as error:
         reason = error.strerror
     if reason is not None:
-        raise ValueError(f"nothing can be written to {folder} ({reason}); type out=DIR for another")
+        raise ValueError(
+            f"nothing can be written to {folder} ({reason}); type {name}=DIR for another"
+        )
 
 
 def shown(value: float, digits: int) -> str:

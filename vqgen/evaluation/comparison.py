@@ -1,9 +1,11 @@
 """The trilemma, measured: cards of several runs as one table, with the lecture's ticks beside."""
 
 import csv
+import hashlib
 import io
 import json
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ CORNERS = {
     "likelihood": ("bits per dimension", False),
 }
 FULL_BOUND = ("full bound, bits per dimension", False)  # the ruler where tokenizers differ
+MEASURES = ("FD", "FID", "KID", "precision", "recall", "density", "coverage")
 COLUMNS = (
     *("FD", "KID", "precision", "recall", "density", "coverage"),
     *("seconds per image", "function evaluations per image"),
@@ -51,6 +54,9 @@ class Row:
     likelihood: str  # exact, bound, estimate
     n: int  # samples
     ceiling: bool  # a tokenizer's reconstructions, what no prior over it can beat
+    titles: dict[str, str] = field(default_factory=dict)  # plain name -> FD-network@500, or a unit
+    recipe: str = ""  # the protocol and its guidance
+    validation: int | None = None  # images of the likelihood
 
     @property
     def name(self) -> str:
@@ -61,9 +67,13 @@ class Row:
 def row_of(card: dict[str, Any], minutes: float | None) -> Row:
     """A card (as read from card.json) as a row."""
     model, protocol = card["model"], card["protocol"]
-    numbers = {}
+    numbers, titles, validation = {}, {"peak memory": "peak memory, GiB"}, None
     for name, number in {**card["numbers"], **card["costs"]}.items():
-        numbers.setdefault(plain_name(name), number["value"])
+        numbers.setdefault(plain := plain_name(name), number["value"])
+        if plain in MEASURES:
+            titles.setdefault(plain, name.removeprefix("ceiling "))
+        if plain == "bits per dimension":
+            validation = number.get("n")
     ceiling = "family" not in model
     parameters = model.get("parameters prior") or model.get("parameters tokenizer")
     if parameters is not None:
@@ -76,8 +86,11 @@ def row_of(card: dict[str, Any], minutes: float | None) -> Row:
     run = Path(path).name.split("_", 2)[-1]
     run = run if run.startswith(family) else f"{family} ({run})"
     kind = model.get("likelihood", "uniform prior")
-    n = protocol["samples"]
-    return Row(run, path, family, tokenizer, steps, numbers, kind, n, ceiling)
+    recipe = f"{protocol.get('name')}, guidance {protocol.get('guidance')}"
+    return Row(
+        *(run, path, family, tokenizer, steps, numbers, kind, protocol["samples"], ceiling),
+        *(titles, recipe, validation),
+    )
 
 
 def with_likelihoods(rows: list[Row]) -> list[Row]:
@@ -100,10 +113,21 @@ def told_apart(rows: list[Row]) -> list[Row]:
 
 
 def plain_name(name: str) -> str:
-    """ceiling FD-efficientnet_lite0@2000 -> FD; bits per token (exact) -> bits per token."""
-    name = name.removeprefix("ceiling ").split("@")[0].split(" (")[0]
-    short = name.split("-")[0] if not name.startswith(("full", "decoder")) else name
-    return "FD" if short == "FID" else short
+    """ceiling FD-efficientnet_lite0@2000 -> FD; bits per token (exact) -> bits per token. What is
+    no column of the table keeps its network and count."""
+    name = name.removeprefix("ceiling ").split(" (")[0]
+    short = re.split("[-@]", name)[0]
+    return name if short not in MEASURES else "FD" if short == "FID" else short
+
+
+def title(rows: list[Row], name: str) -> str:
+    """A plain name as the cards have it: FD -> FD-efficientnet_lite0@500, or FID.
+
+    Raises ValueError if the rows were measured by different networks or at different counts."""
+    found = sorted({row.titles.get(name, name) for row in rows if name in row.numbers})
+    if len(found) > 1:
+        raise ValueError(f"wanted one kind of {name} to compare runs by, got {', '.join(found)}")
+    return found[0] if found else name
 
 
 def corners(rows: list[Row]) -> dict[str, tuple[str, bool]]:
@@ -131,11 +155,17 @@ def markdown(rows: list[Row]) -> str:
     """The measured table, then the lecture's ticks beside the measured ranks."""
     columns = [c for c in COLUMNS if any(c in row.numbers for row in rows)]
     lines = [f"# Comparison of {len({row.path for row in rows})} runs", ""]
-    lines += table([_cells(row, columns) for row in rows], ("run", *columns))
+    heads = [title(rows, c) if c in ("FD", "peak memory") else c for c in columns]
+    lines += table([_cells(row, columns) for row in rows], ("run", *heads))
+    recipes = "; ".join(dict.fromkeys(row.recipe for row in rows))
     counts = sorted({row.n for row in rows})
+    validation = sorted({row.validation for row in rows if row.validation is not None})
     lines += [
         "",
-        f"Samples: {', '.join(f'{n:,}' for n in counts)}. A distance at few samples is larger than "
+        f"Protocol: {recipes}. Samples: {', '.join(f'{n:,}' for n in counts)}. Likelihoods: of "
+        f"{', '.join(f'{n:,}' for n in validation) or 'no'} validation images. KID, precision, "
+        "recall, density and coverage are of the network and count that the distance before them "
+        "names. A distance at few samples is larger than "
         "at many: compare within this table only. Tokenizer rows are reconstructions of training "
         "images, the ceiling of every prior over them. Bits per dimension are of the latents: "
         "they compare priors over the same tokenizer; where tokenizers differ, the full bound "
@@ -152,22 +182,36 @@ def markdown(rows: list[Row]) -> str:
         cells = [f"{ticks.get(c, '')} {_rank(ranked[row.name].get(c))}".strip() for c in CORNERS]
         body.append((row.name, *cells, row.likelihood, RULES.get(row.family, "")))
     lines += table(body, ("prior", *CORNERS, "the number is", "rule of thumb"))
-    ruler = ", ".join(f"{corner} by {name}" for corner, (name, _) in corners(rows).items())
-    return "\n".join(
-        [*lines, "", f"1 is best of {len(priors)}, equal numbers share a rank: {ruler}.", ""]
+    ruler = ", ".join(
+        f"{corner} by {title(rows, name) if name == 'FD' else name}"
+        for corner, (name, _) in corners(rows).items()
     )
+    legend = "In the lecture's table: ✓ strong, ✗ weak, ? open; without a tick: not in it."
+    ranking = f"1 is best of {len(priors)}, equal numbers share a rank: {ruler}."
+    return "\n".join([*lines, "", f"{legend} {ranking}", ""])
 
 
 def as_csv(rows: list[Row]) -> str:
     """Every number of every row, one line per row."""
-    names = sorted({name for row in rows for name in row.numbers})
+    titled = [{row.titles.get(k, k): value for k, value in row.numbers.items()} for row in rows]
+    names = sorted({name for numbers in titled for name in numbers})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "family", "steps", "likelihood", "samples", *names])
-    for row in rows:
-        numbers = [row.numbers.get(name, "") for name in names]
+    for row, known in zip(rows, titled, strict=True):
+        numbers = [known.get(name, "") for name in names]
         writer.writerow([row.name, row.family, row.steps or "", row.likelihood, row.n, *numbers])
     return text.getvalue()
+
+
+def card_folder(folder: Path, recipe: dict[str, Any]) -> Path:
+    """Where the card of a recipe (Protocol.as_dict) goes: the folder of the usual name, or, where
+    a card of another recipe is there already, one with a hash of this one behind that name."""
+    path = folder / "card.json"
+    if path.is_file() and read_card(path)["protocol"] != json.loads(json.dumps(recipe)):
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return folder.with_name(f"{folder.name}_{digest[:8]}")
+    return folder
 
 
 def read_card(path: Path) -> dict[str, Any]:

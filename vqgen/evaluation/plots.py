@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from vqgen.evaluation.comparison import CORNERS, Row
+from vqgen.evaluation.comparison import CORNERS, Row, title
 
 PLACES = {"quality": (0.5, 0.866), "speed": (0.0, 0.0), "coverage": (1.0, 0.0)}
 FORMATS = ("png", "pdf")
@@ -67,7 +67,7 @@ def _front(axis: Axes, priors: list[Row], rows: list[Row]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())  # few enough to be read
     axis.margins(0.08)
     axis.set_xlabel("seconds per image")
-    axis.set_ylabel("FD, lower is better")
+    axis.set_ylabel(f"{title(rows, 'FD')}, lower is better")
     axis.set_title("Quality against speed; numbers along a curve are steps", fontsize=10)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(**BESIDE)

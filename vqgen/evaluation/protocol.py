@@ -1,5 +1,6 @@
 """A protocol: the frozen recipe of an evaluation, one small yaml in conf/evaluate/protocol/."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from vqgen.sampling import guidance as guidances
 
 LPIPS = ("vgg", "alex", "squeeze")
 MOST = 2**62  # of a whole number: seed + i has to fit into 63 bits
+USED_BY_GIVEN = ("name", "reference", "features", "weights", "neighbors", "splits", "memorization")
 TRUSTED = 10_000  # images; under it the name of a distance says how many there were
 
 
@@ -77,6 +79,11 @@ class Protocol:
         _check_whole("reference.seed", self.reference.seed, 0)
         check_texts(vars(self), "name", "features", optional=["weights"], of="protocol.")
         check_texts(vars(self.reference), optional=["npz", "sha256"], of="protocol.reference.")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"wanted protocol.name as a plain word, the name of a folder, got {self.name!r}; "
+                "type for instance protocol.name=mine"
+            )
         if self.perceptual not in (None, *LPIPS):
             raise ValueError(
                 f"wanted protocol.perceptual={', '.join(LPIPS)} or null, got {self.perceptual!r}"
@@ -88,11 +95,13 @@ class Protocol:
             )
         guidances.parse(self.guidance)  # a mistake in it is better found before any work
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the card; `bound_samples` only where it is set, so that cards from
+    def as_dict(self, given: bool = False) -> dict[str, Any]:
+        """Plain values, for the card (of given samples: what decides their numbers);
+        `bound_samples` only where it is set, so that cards from
         before there was such a setting are of the same recipe."""
         unset = {"bound_samples"} if self.bound_samples is None else set()
-        return {name: value for name, value in asdict(self).items() if name not in unset}
+        used = USED_BY_GIVEN if given else self.__dataclass_fields__.keys() - unset
+        return {name: value for name, value in asdict(self).items() if name in used}
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +128,12 @@ def _check_whole(name: str, value: Any, least: int, or_null: bool = False) -> No
             f"wanted protocol.{name} of at least {least}{', or null' if or_null else ''}, got "
             f"{value!r}; type a whole number under 2^62"
         )
+
+
+def check_batch(batch: Any) -> None:
+    """Raise ValueError for what is no number of images at once."""
+    if type(batch) is not int or batch < 1:
+        raise ValueError(f"wanted batch of at least 1, got {batch}; type batch=32")
 
 
 def check_texts(

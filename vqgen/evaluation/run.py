@@ -59,7 +59,7 @@ class Evaluation:
         self.protocol, self.subject = protocol, subject
         self.batch, self.on_step = batch, on_step
         self.extractor = Extractor(features, cache)
-        self.card = Card(subject.described(), protocol.as_dict())
+        self.card = Card(subject.described(), protocol.as_dict(given=subject.given is not None))
         self.pictures: dict[str, np.ndarray] = {}
 
     @torch.inference_mode()
@@ -116,6 +116,8 @@ class Evaluation:
             real = self.extractor.remembered(held_out)
         with self._timed("metrics"):
             self.card.numbers |= quality.reconstruction_distance(ours, real, self.extractor)
+        self.card.details["reconstructed"] = f"{held_out.source}, {len(held_out):,} images"
+        self.card.details["reconstructed_sha256"] = held_out.sha256
         if not protocol.ceiling:
             return None
         with self._timed("reconstruction"):

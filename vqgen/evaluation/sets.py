@@ -17,6 +17,7 @@ from vqgen import checkpoint
 from vqgen.data.images import ImageData
 from vqgen.metrics.distances import Moments
 
+ANOTHER = "make it again, or type the path of another one"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -69,23 +70,31 @@ def read(path: str | Path, sha256: str | None = None) -> Images:
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise ValueError(f"wanted an npz file or a folder of pictures, but {path} does not exist")
+        raise ValueError(
+            f"wanted an npz file or a folder of pictures, but {path} does not exist; "
+            "type another path"
+        )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is not None and found != sha256:
-        raise ValueError(f"{path} has the SHA-256 {found}, the protocol wants {sha256}")
+        raise ValueError(
+            f"{path} has the SHA-256 {found}, the protocol wants {sha256}; type the path of that "
+            "file, or protocol.reference.sha256=null to compare with this one"
+        )
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no readable npz file (such a file is a zip of arrays)")
+        raise ValueError(f"{path} is no readable npz file (a zip of arrays); {ANOTHER}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, Any] = {name: file[name] for name in file.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no readable npz file ({error})") from error
+        raise ValueError(f"{path} is no readable npz file ({error}); {ANOTHER}") from error
     pixels = arrays.get("arr_0")
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         got = "none" if pixels is None else f"{pixels.dtype} {list(pixels.shape)}"
         raise ValueError(
             f"wanted arr_0 in {path} as uint8 [n, H, W, 3] (the ADM layout), got {got}"
         )
+    if not len(pixels):
+        raise ValueError(f"{path} holds no images; {ANOTHER}")
     images = rearrange(torch.from_numpy(pixels), "n h w c -> n c h w")
     labels = _labels(path, arrays["arr_1"], len(images)) if "arr_1" in arrays else None
     return Images(images, labels, str(path), found, _moments(path, arrays) or None)

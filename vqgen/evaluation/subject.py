@@ -153,10 +153,25 @@ class Subject:
         if self.pipeline is not None and self.has_prior:
             classes, source = self.pipeline.prior.num_classes, self.given or reference
             if classes:
+                self._check_folders()
                 generator.check_classes(source.labels, classes, source.source)
             if self.given is None:
                 labels = self.train().labels if self.data is not None else None
                 generator.labels_of(protocol, classes, labels)
+
+    def _check_folders(self) -> None:
+        """A folder of samples with one subfolder per class has only classes of the model."""
+        assert self.pipeline is not None
+        names = self.pipeline.facts.get("class_names")
+        if self.given is None or not names or not Path(self.given.source).is_dir():
+            return
+        folders = {path.parent.name for path in Path(self.given.source).glob("*/*")}
+        if unknown := sorted(folders - set(names)):
+            raise ValueError(
+                f"class mismatch: {self.given.source} has the subfolder {unknown[0]}, the model "
+                f"has only the classes {', '.join(names[:10])}{', ...' if names[10:] else ''}; "
+                "take it out, or put the pictures into one folder without subfolders"
+            )
 
     def described(self) -> dict[str, Any]:
         """The model, for the card."""
@@ -165,6 +180,7 @@ class Subject:
         loaded, facts = self.pipeline, self.pipeline.facts
         described: dict[str, Any] = {
             "path": str(self.model),
+            **({"given_samples": self.given.source} if self.given else {}),
             "tokenizer": type(loaded.tokenizer).__name__,
             "tokenizer_fingerprint": _fingerprint(self.model, "tokenizer"),
             "image_size": list(loaded.tokenizer.image_size),

@@ -72,7 +72,8 @@ def find_weights(weights: str | None) -> Path:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if weights is not None:
         if not Path(weights).is_file():
-            raise ValueError(f"wanted weights=PATH of {FILE}, but {weights} does not exist")
+            what = "is no file" if Path(weights).exists() else "does not exist"
+            raise ValueError(f"wanted weights=PATH of {FILE}, but {weights} {what}")
         return Path(weights)
     if cached.is_file():
         return cached

