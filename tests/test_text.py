@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.evaluation import runs
 from tests.test_bad_input import ARCHITECTURE, PRIOR, stage2_run, typed
 from vqgen import build, checkpoint, pipeline, text
 from vqgen.contracts import Condition
+from vqgen.evaluation.subject import Subject
 from vqgen.pipeline import Pipeline
 from vqgen.priors.llamagen import LlamaGen
 
@@ -222,6 +224,12 @@ def test_captions_typed_are_sampled_and_cached(folder: Path, tmp_path: Path, sam
     quoted = 'text="a bird, two fish"'
     assert sample(*words, quoted, "text_cache=null", "film=true", "frames=3")[0] == 0
     assert Path("samples_film.gif").is_file()
+
+
+def test_an_evaluation_says_that_it_would_need_captions(tmp_path: Path) -> None:
+    pair = text_pipeline(tmp_path / "pair")
+    with pytest.raises(ValueError, match=r"is a text-to-image model, .* type model=null samples="):
+        Subject(runs.protocol(), model=pair, samples=None, device="cpu")
 
 
 def test_captions_are_refused_in_one_sentence(
