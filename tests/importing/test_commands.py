@@ -353,7 +353,7 @@ def test_an_export_with_several_or_no_layouts(run: Run, tmp_path: Path, capsys) 
     saved = small.save_tokenizer(tmp_path / "kl", small.autoencoder(kl))
     for words in ((), ("--as", "llamagen-vq")):
         code, said = export_of(run, capsys, saved, "tokenizer", *words, *out)
-        assert code == 2 and "no published layout holds this tokenizer: it is a Gaussian" in said
+        assert code == 2 and "no published layout holds this tokenizer of class Gauss" in said
     assert not (tmp_path / "x.pt").exists()
 
 

@@ -45,9 +45,7 @@ OPTIONAL = Kind(
 )
 SHARE = Kind("a number from 0 to 1, 1 left out", "0.1", lambda v: _is_number(v) and 0 <= v < 1)
 SWITCH = Kind("true or false", "true", lambda v: isinstance(v, bool))
-COUNTS = Kind(
-    "a list of whole numbers above 0", "[1, 2, 4]", lambda v: _are_counts(v) and bool(v)
-)
+COUNTS = Kind("a list of whole numbers above 0", "[1, 2, 4]", lambda v: _are_counts(v) and bool(v))
 ANY_COUNTS = Kind("a list of whole numbers above 0, or an empty one", "[16]", _are_counts)
 SIDES = Kind(
     "a list of at least two whole numbers above 0, smallest first",

@@ -227,5 +227,7 @@ def _checked(name: str, tensor: Tensor, source: str) -> Tensor:
         return tensor
     tensor = tensor.float()
     if not tensor.is_meta and not bool(torch.isfinite(tensor.sum())):  # one pass, no copy
-        raise ValueError(f"{source} is damaged: {name} holds values that are infinite or no numbers")
+        raise ValueError(
+            f"{source} is damaged: {name} holds values that are infinite or no numbers"
+        )
     return tensor.contiguous()
