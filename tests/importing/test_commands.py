@@ -99,7 +99,12 @@ def test_a_prior_joins_a_tokenizer_that_is_there(run: Run, tmp_path: Path, capsy
     out, more = tmp_path / "out", configs(files)
     assert run("import_weights", files[0], "--out", out, "--size", 16) == 0
     assert f"next: python train_stage2.py tokenizer={out}\n" in capsys.readouterr().out
-    assert pipeline.load(out).tokenizer.spec.scales == ((4, 4),)  # type: ignore[union-attr]
+    alone = pipeline.load(out)
+    assert alone.tokenizer.spec.scales == ((4, 4),)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"train_stage2\.py tokenizer=FOLDER"):
+        alone.sample(n=1)
+    with pytest.raises(ValueError, match=r"import published weights again with --size 24x24"):
+        alone.encode(torch.zeros(1, 3, 24, 24))
     assert run("import_weights", files[1], *more, "--out", out) == 0
     assert pipeline.load(out).sample([1], seeds=[0]).shape == (1, 3, 16, 16)
 
