@@ -48,6 +48,13 @@ def begin_prior(
     """The prior of init=DIR, or a new one of the settings, for the latents of a tokenizer."""
     if settings["init"]:
         refuse_typed(typed, "prior")
+        path = find(settings["init"], "prior")
+        if checkpoint.read_header(path)["architecture"].get("text_length"):
+            raise ValueError(
+                f"{path} is a text-to-image model, and training one on needs a caption for each "
+                "image, which is not supported; it samples with sample.py text=, and init=DIR "
+                "takes a model by class or without a condition"
+            )
         return prior(settings["init"], beside, num_classes)
     node = settings["prior"]
     return Start(build.prior(node, beside, num_classes=num_classes), node, node, {})
@@ -82,12 +89,6 @@ def prior(folder: str | Path, beside: Tokenizer, num_classes: int) -> Start:
     Where the number of classes is another one, every class starts as "no class"."""
     path = find(folder, "prior")
     saved = checkpoint.read_model(path, "prior")
-    if saved.architecture.get("text_length"):
-        raise ValueError(
-            f"{path} is a text-to-image model, and training one on needs a caption for each image, "
-            "which is not supported; it samples with sample.py text=, and init=DIR takes a model "
-            "by class or without a condition"
-        )
     model: Prior = build.prior(saved.architecture, beside, num_classes=num_classes)
     tensors = dict(saved.tensors)
     before = saved.facts["num_classes"]
