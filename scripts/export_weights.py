@@ -1,7 +1,6 @@
 """A vqgen tokenizer or prior as a file in a published system's layout: `python
 scripts/export_weights.py models/llamagen_b --part prior --as llamagen-gpt --out gpt.pt`."""
 
-import argparse
 from pathlib import Path
 
 from vqgen import cli
@@ -11,7 +10,7 @@ from vqgen.importing.export import export
 
 def main() -> None:
     """Read what was typed, export, print a line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a pipeline folder, or a stage-1 run")
     parser.add_argument("--part", required=True, choices=("tokenizer", "prior"))
     kinds = ", ".join(FAMILIES)

@@ -1,10 +1,9 @@
 """Published weights into a vqgen folder: `python scripts/import_weights.py vq_ds16_c2i.pt
 c2i_B_256.pt --out models/llamagen_b`, then `python sample.py pipeline=models/llamagen_b`."""
 
-import argparse
 from pathlib import Path
 
-from vqgen import cli
+from vqgen import cli, commands
 from vqgen.importing import pairs, settings
 from vqgen.importing.convert import AUTO, FAMILIES
 from vqgen.importing.family import Hints
@@ -13,7 +12,7 @@ from vqgen.importing.folder import import_files
 
 def main() -> None:
     """Read what was typed, import, print a line per file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     add, kinds = parser.add_argument, ", ".join((AUTO, *FAMILIES))
     add("files", nargs="+", type=Path, metavar="FILE", help="a tokenizer, a prior, or both")
     add("--out", required=True, help="the folder to make")
@@ -37,7 +36,7 @@ def main() -> None:
         print("\n".join(lines))
         kind = "pipeline" if (out / "prior").is_dir() else "tokenizer"
         program = "sample.py" if kind == "pipeline" else "train_stage2.py"
-        print(f"next: python {program} {kind}={out}")
+        print("next:", commands.shell(["python", program], [commands.override(kind, out)]))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,20 @@ import pytest
 import torch
 
 from tests.importing import small
-from vqgen import finetune, pipeline
+from vqgen import build, checkpoint, finetune, pipeline
 from vqgen.contracts import Condition
+
+
+def text_pair(folder: Path) -> Path:
+    """A small pair whose prior reads captions."""
+    tokenizer, prior = small.PAIRS["llamagen-vq", "llamagen-gpt"]
+    small.save_tokenizer(folder, tokenizer)
+    made, _, mark = pipeline.load_tokenizer(folder / "tokenizer")
+    node = {**prior, "text_length": 4, "text_dim": 8}
+    model = build.prior(node, made, num_classes=0)
+    facts = {"class_names": [], "num_classes": 0, "tokenizer_fingerprint": mark}
+    checkpoint.save_model(folder / "prior", model, kind="prior", architecture=node, facts=facts)
+    return folder
 
 
 @pytest.mark.parametrize("families", list(small.PAIRS), ids=str)
@@ -47,6 +59,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         finetune.begin_prior(settings, ["prior.depth=3"], tokenizer, 3)
     with pytest.raises(ValueError, match="does not exist"):
         finetune.begin_tokenizer({"init": str(tmp_path / "no")}, [], [16, 16])
+    with pytest.raises(ValueError, match=r"is a text-to-image model, and training one on needs"):
+        finetune.begin_prior({"init": str(text_pair(tmp_path / "text"))}, [], tokenizer, 3)
     (tmp_path / "pair" / "prior" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="with a prior in it"):
         finetune.begin_prior(settings, [], tokenizer, 3)

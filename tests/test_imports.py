@@ -52,7 +52,7 @@ ALLOWED = {
     },
     "planning": {"build", "checkpoint", "data", "finetune", "fitting", "training"},
     "preview": {"contracts", "pictures", "pipeline", "sampling"},
-    "importing": {"contracts", "build", "checkpoint", "nn"},
+    "importing": {"contracts", "build", "checkpoint", "nn", "words"},
     "text": {"contracts", "checkpoint"},
     "__init__": {"contracts", "pipeline"},
 }

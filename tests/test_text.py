@@ -1,5 +1,6 @@
 """Captions to conditions with a tiny random T5, and a text-to-image prior that listens to them."""
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.evaluation import runs
 from tests.test_bad_input import ARCHITECTURE, PRIOR, stage2_run, typed
 from vqgen import build, checkpoint, pipeline, text
 from vqgen.contracts import Condition
+from vqgen.evaluation.subject import Subject
 from vqgen.pipeline import Pipeline
 from vqgen.priors.llamagen import LlamaGen
 
@@ -123,6 +126,45 @@ def test_a_folder_without_weights_is_one_sentence(tmp_path: Path) -> None:
         text.t5(str(tmp_path))
     with pytest.raises(ValueError, match="nowhere is no folder; type another"):
         text.t5(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"got: no config\.json in it; type text_encoder=google/"):
+        text.t5(str(tmp_path))
+
+
+def test_a_tokenizer_that_is_not_there_or_another_ones(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, tmp_path / name)
+    with pytest.raises(ValueError, match=r"no tokenizer\.json or spiece\.model in it"):
+        text.t5(str(tmp_path))
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    text.t5(str(tmp_path))
+    config = transformers.T5Config.from_pretrained(folder)
+    config.vocab_size = len(WORDS) - 1
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a tokenizer of 9 tokens for weights of 8"):
+        text.t5(str(tmp_path))
+
+
+def test_a_hub_out_of_reach_is_asked_once_and_not_proposed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def fail(url: str, **_: object) -> None:
+        asked.append(url)
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"\(no route to the hub\); type text_encoder=FOLDER of"):
+        text.t5()
+    assert len(asked) == 1
+
+
+def test_loading_draws_no_bars(folder: Path, capfd) -> None:
+    text.t5(str(folder))
+    assert capfd.readouterr().err == ""
 
 
 # ---- python sample.py text=...
@@ -182,6 +224,12 @@ def test_captions_typed_are_sampled_and_cached(folder: Path, tmp_path: Path, sam
     quoted = 'text="a bird, two fish"'
     assert sample(*words, quoted, "text_cache=null", "film=true", "frames=3")[0] == 0
     assert Path("samples_film.gif").is_file()
+
+
+def test_an_evaluation_says_that_it_would_need_captions(tmp_path: Path) -> None:
+    pair = text_pipeline(tmp_path / "pair")
+    with pytest.raises(ValueError, match=r"is a text-to-image model, .* type model=null samples="):
+        Subject(runs.protocol(), model=pair, samples=None, device="cpu")
 
 
 def test_captions_are_refused_in_one_sentence(

@@ -3,11 +3,13 @@ is done.
 
 With build.py and overrides.py the only files that know Hydra."""
 
+import argparse
 import functools
 import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
@@ -78,7 +80,15 @@ def entry(
     return decorate
 
 
-def refuse(error: BaseException) -> None:
+class Parser(argparse.ArgumentParser):
+    """Of the scripts without Hydra: what was typed wrong is one sentence there too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with code 2."""
+        refuse(ValueError(f"{message}; --help tells what may be typed"))
+
+
+def refuse(error: BaseException) -> NoReturn:
     """Print what was wrong as one sentence and leave with code 2."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error

@@ -48,6 +48,13 @@ def begin_prior(
     """The prior of init=DIR, or a new one of the settings, for the latents of a tokenizer."""
     if settings["init"]:
         refuse_typed(typed, "prior")
+        path = find(settings["init"], "prior")
+        if checkpoint.read_header(path)["architecture"].get("text_length"):
+            raise ValueError(
+                f"{path} is a text-to-image model, and training one on needs a caption for each "
+                "image, which is not supported; it samples with sample.py text=, and init=DIR "
+                "takes a model by class or without a condition"
+            )
         return prior(settings["init"], beside, num_classes)
     node = settings["prior"]
     return Start(build.prior(node, beside, num_classes=num_classes), node, node, {})

@@ -45,7 +45,7 @@ class Pipeline:
         if self._prior is None:
             raise ValueError(
                 "this is a tokenizer without a prior: it can reconstruct, not sample. "
-                "Type: python train_stage2.py"
+                "Type: python train_stage2.py tokenizer=FOLDER with this one's folder"
             )
         return self._prior
 

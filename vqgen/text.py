@@ -5,6 +5,7 @@ padded on the left and zero there (Sun et al. 2024).
 """
 
 import hashlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,28 +153,28 @@ def t5(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> TextEncoder:
-    """A T5 encoder out of a local folder or the Hugging Face hub.
+    """A T5 encoder out of a local folder or the Hugging Face hub; what is there already is used
+    without asking the hub.
 
-    Raises ValueError if transformers or the weights are not there."""
-    try:
-        from transformers import AutoTokenizer, T5EncoderModel
-    except ImportError as error:
-        raise ValueError(
-            "captions need the package transformers; type: pip install 'vqgen[text]'"
-        ) from error
-    if Path(path).is_absolute() and not Path(path).is_dir():  # no name on the hub either
+    Raises ValueError if transformers, the weights or the tokenizer are not there."""
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("captions need the package transformers; type: pip install 'vqgen[text]'")
+    folder = Path(path)
+    if folder.is_absolute() and not folder.is_dir():  # no name on the hub either
         raise ValueError(
             f"wanted text_encoder=FOLDER with T5 weights and tokenizer, but {path} is no folder; "
             f"type another, or text_encoder={PUBLISHED} for the hub's"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        network = T5EncoderModel.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ValueError("no config.json in it")
+        tokenizer, network = _load(path, dtype, on_hub=not folder.is_dir())
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        hub = "" if path == PUBLISHED else f"text_encoder={PUBLISHED}, or "
         raise ValueError(
             f"wanted T5 weights and tokenizer as .safetensors in {path}, a folder or a name on the "
-            f"hub, got: {first}; type text_encoder={PUBLISHED}, or text_encoder=FOLDER of a copy"
+            f"hub, got: {first}; type {hub}text_encoder=FOLDER of a copy"
         ) from error
 
     def tokenize(captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
@@ -195,3 +196,43 @@ def t5(
     return TextEncoder(
         tokenize=tokenize, network=moved, length=length, cache=cache, mark=mark, count=count
     )
+
+
+def _load(path: str, dtype: torch.dtype, *, on_hub: bool) -> tuple[Any, Any]:
+    """(tokenizer, network) of a folder or of the hub's copy on this disk, else out of the hub.
+
+    Raises ValueError or OSError for what is not there or does not belong together."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from transformers.utils import logging
+
+    showed_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return _read(path, dtype, local_files_only=True)
+    except (OSError, ValueError):
+        if not on_hub:
+            raise
+    finally:
+        if showed_bars:
+            logging.enable_progress_bar()
+    try:  # once: the readers would try again for more than a minute
+        get_hf_file_metadata(hf_hub_url(path, "config.json"), timeout=10)
+    except Exception as error:  # the hub and the network raise whatever they like
+        said = " ".join(str(error).split())
+        raise OSError(f"no copy on this disk, and the hub gave none ({said:.160})") from error
+    return _read(path, dtype)  # a long download: with bars
+
+
+def _read(path: str, dtype: torch.dtype, **more: Any) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, **more)
+    # without its files transformers makes one up, which knows a space and special tokens alone
+    if len(tokenizer) - len(tokenizer.all_special_tokens) < 2:
+        raise ValueError("no tokenizer.json or spiece.model in it, so that it knows no words")
+    network = T5EncoderModel.from_pretrained(path, dtype=dtype, use_safetensors=True, **more)
+    if len(tokenizer) > network.config.vocab_size:
+        raise ValueError(
+            f"a tokenizer of {len(tokenizer)} tokens for weights of {network.config.vocab_size}"
+        )
+    return tokenizer, network

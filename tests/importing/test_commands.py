@@ -3,11 +3,13 @@ leaves nothing behind."""
 
 import json
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file, save_file
 
 from tests.importing import small
@@ -96,10 +98,42 @@ def test_a_prior_joins_a_tokenizer_that_is_there(run: Run, tmp_path: Path, capsy
     files = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
     out, more = tmp_path / "out", configs(files)
     assert run("import_weights", files[0], "--out", out, "--size", 16) == 0
-    assert "train_stage2.py" in capsys.readouterr().out
-    assert pipeline.load(out).tokenizer.spec.scales == ((4, 4),)  # type: ignore[union-attr]
+    assert f"next: python train_stage2.py tokenizer={out}\n" in capsys.readouterr().out
+    alone = pipeline.load(out)
+    assert alone.tokenizer.spec.scales == ((4, 4),)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"train_stage2\.py tokenizer=FOLDER"):
+        alone.sample(n=1)
+    with pytest.raises(ValueError, match=r"import published weights again with --size 24x24"):
+        alone.encode(torch.zeros(1, 3, 24, 24))
     assert run("import_weights", files[1], *more, "--out", out) == 0
     assert pipeline.load(out).sample([1], seeds=[0]).shape == (1, 3, 16, 16)
+
+
+def test_the_next_command_can_be_typed_as_it_stands(run: Run, tmp_path: Path, capsys) -> None:
+    file = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))[0]
+    out = tmp_path / "my models"
+    assert run("import_weights", file, "--out", out, "--size", 16) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
+    program, name, word = shlex.split(line)
+    assert (program, name) == ("python", "train_stage2.py")
+    parsed = OverridesParser.create().parse_overrides([word])[0]
+    assert parsed.key_or_group == "tokenizer" and parsed.value() == str(out)
+
+
+def test_a_word_that_the_program_does_not_know_is_one_sentence(refused) -> None:
+    said = refused("file.pt", "--weights", "best")
+    assert "invalid choice: 'best'" in said and "--help" in said and "usage" not in said
+    assert len(said.splitlines()) == 2
+
+
+def test_settings_that_no_file_has_are_said(run: Run, tmp_path: Path, capsys) -> None:
+    file = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))[0]
+    more = tmp_path / "more.json"
+    more.write_text('{"resolution": 64, "dropout_p": 0.1}')
+    words = [file, "--config", more, "--size", 16]
+    assert run("import_weights", *words, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "not used of --config, since no llamagen-vq has it: resolution\n" in said
 
 
 def test_the_average_comes_first_as_in_the_peers_scripts(run: Run, tmp_path: Path) -> None:
@@ -197,7 +231,13 @@ def test_a_file_of_something_else(run: Run, refused, tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "nowhere.pt")
     tokenizer, prior = exported(run, tmp_path, ("llamagen-vq", "llamagen-gpt"))
     assert "type --as llamagen-vq" in refused(tokenizer, "--as", "var")
-    assert "--as vq is not known" in refused(tokenizer, "--as", "vq")
+    assert "got 'llamagen'; did you mean llamagen-vq?" in refused(tokenizer, "--as", "llamagen")
+    said = refused(tokenizer, "--as", "")
+    assert "wanted --as as one of auto, llamagen-vq, " in said and "got ''" in said
+    said = refused(tokenizer, "--as", "auto", "--as", "auto")
+    assert "got 2 for 1 file; leave all --as out, or type 1" in said
+    said = refused(tmp_path / "ours" / "prior" / "model.safetensors")
+    assert "is vqgen's own already" in said
     assert "was given twice" in refused(tokenizer, tokenizer)
     assert "is a prior, which samples with its tokenizer only" in refused(
         prior, "--config", prior.with_suffix(".json")
@@ -214,10 +254,11 @@ def test_values_that_are_no_numbers_or_do_not_follow(run: Run, refused, tmp_path
         *files, *configs(files), "--size", 16
     )
     files[1].write_bytes(good)
-    change(files[1], head__bias=torch.full((48,), float("nan")))
-    assert "head.out.bias holds values that are no" in refused(
-        *files, *configs(files), "--size", 16
-    )
+    for value in ("nan", "inf"):
+        change(files[1], head__bias=torch.full((48,), float(value)))
+        assert "head.out.bias holds values that are infinite or no numbers" in refused(
+            *files, *configs(files), "--size", 16
+        )
 
 
 def test_a_pair_that_does_not_belong_together(run: Run, refused, tmp_path: Path) -> None:
@@ -232,7 +273,7 @@ def test_a_pair_that_does_not_belong_together(run: Run, refused, tmp_path: Path)
     out = tmp_path / "out"
     assert run("import_weights", one[0], "--out", out, "--size", 16) == 0
     said = refused(one[0], "--size", 16, out=out)
-    assert "exist already; type another --out" in said
+    assert "tokenizer exists already; type another --out" in said
 
 
 def test_an_export_that_the_peer_would_read_otherwise(run: Run, tmp_path: Path, capsys) -> None:
@@ -317,7 +358,7 @@ def test_an_export_with_several_or_no_layouts(run: Run, tmp_path: Path, capsys) 
     saved = small.save_tokenizer(tmp_path / "kl", small.autoencoder(kl))
     for words in ((), ("--as", "llamagen-vq")):
         code, said = export_of(run, capsys, saved, "tokenizer", *words, *out)
-        assert code == 2 and "no published layout holds this tokenizer: it is a Gaussian" in said
+        assert code == 2 and "no published layout holds this tokenizer of class Gauss" in said
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -386,7 +427,7 @@ def test_an_export_overwrites_nothing(run: Run, tmp_path: Path, capsys) -> None:
     assert code == 2 and "exist already; type another --out" in said
     (tmp_path / "x.json").write_text("mine")
     code, said = export_of(run, capsys, saved, "prior", "--out", tmp_path / "x.pt")
-    assert code == 2 and "x.json exist already" in said
+    assert code == 2 and "x.json exists already" in said
     assert inside.read_bytes() == before and (tmp_path / "x.json").read_text() == "mine"
     code, said = export_of(run, capsys, saved, "prior", "--out", tmp_path / "x.json" / "y.pt")
     assert code == 2 and "is a file; type another --out" in said

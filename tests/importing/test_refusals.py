@@ -58,6 +58,12 @@ WRONG = [
     (LLAMAGEN, {"block_size": 20}, "wanted block_size in", "a square number", "got 20"),
     (LLAMAGEN, {"token_dropout_p": 1.5}, "a number from 0 to 1", "got 1.5"),
     (LLAMAGEN, {"n_heads": 4}, "'n_heads', which no published model takes; did you mean n_head?"),
+    (LLAMAGEN, {"block_size": 10**12}, "at most 4096 pixels a side, got 4000000x4000000 of"),
+    (LLAMAGEN, {"block_size": 10**400 + 1}, "wanted block_size in", "a square number"),
+    (LLAMAGEN, {"rope_base": float("inf")}, "wanted rope_base in", "got inf"),
+    (LLAMAGEN, {"commit_loss_beta": -1}, "commit_loss_beta in", "a number of at least 0, got -1"),
+    (LLAMAGEN, {"entropy_loss_ratio": -0.5}, "a number of at least 0, got -0.5"),
+    (VAR, {"beta": -0.25}, "wanted beta in", "a number of at least 0, got -0.25"),
     (LLAMAGEN, {"codebook_l2_norm": "yes"}, "as true or false, got 'yes'"),
     (VAR, {"v_patch_nums": 4}, "a list of at least two whole numbers", "got 4", "[1, 2, 4]"),
     (VAR, {"v_patch_nums": []}, "wanted v_patch_nums in", "got []"),
@@ -121,9 +127,26 @@ def test_attention_elsewhere_than_the_settings_say(refused: Refused, tmp_path: P
     saved, file = small.save_tokenizer(tmp_path / "ours", node), tmp_path / "vqgan.safetensors"
     export(saved, "tokenizer", file, "taming-vqgan")
     more = tmp_path / "more.json"
-    more.write_text('{"attn_resolutions": [16, 8]}')
-    said = refused(file, "--config", file.with_suffix(".json"), "--config", more)
-    assert "attn_resolutions is [16, 8] in --config, but the file has attention at [4]" in said
+    for given in ([16, 8], []):
+        more.write_text(json.dumps({"attn_resolutions": given}))
+        said = refused(file, "--config", file.with_suffix(".json"), "--config", more)
+        want = f"attn_resolutions is {given} in --config, but the file has attention at [4]"
+        assert want in said
+    more.write_text('{"resolution": 8192}')
+    said = refused(file, "--config", more)
+    assert "at most 4096 pixels a side, got 8192x8192 of" in said
+
+
+def test_no_attention_but_in_the_middle(run, tmp_path: Path) -> None:
+    node = small.autoencoder({**small.VQ, "codebook": small.codebook()})
+    for side in ("encoder", "decoder"):
+        node[side] = {**node[side], "attention_levels": []}
+    saved, file = small.save_tokenizer(tmp_path / "ours", node), tmp_path / "vqgan.safetensors"
+    export(saved, "tokenizer", file, "taming-vqgan")
+    config = file.with_suffix(".json")
+    found = settings.flattened(json.loads(config.read_text()))
+    assert found["attn_resolutions"] == []
+    assert run("import_weights", file, "--config", config, "--out", tmp_path / "again") == 0
 
 
 def test_a_width_that_var_was_not_published_with(made, refused: Refused, tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ class Subject:
     def _prepare(self, prior: Prior, *, samples_it: bool) -> None:
         """Set the prior up as the protocol says; what it does not have is refused before any data
         is read."""
+        if prior.text_size is not None:
+            raise ValueError(
+                f"{self.model} is a text-to-image model, and an evaluation of one needs a caption "
+                "for each image, which is not supported; make pictures of your captions with "
+                "sample.py text= and type model=null samples=FILE.npz"
+            )
         draws = self.protocol.bound_samples
         if samples_it:
             pipeline.checked_knobs(prior, self.protocol.knobs)

@@ -18,6 +18,7 @@ from vqgen.importing.llamagen import LLAMAGEN_GPT
 from vqgen.importing.var import VAR
 from vqgen.importing.var_vae import VAR_VAE
 from vqgen.importing.vqgan import LLAMAGEN_VQ, TAMING_VQGAN
+from vqgen.words import nearest
 
 KNOWN = (LLAMAGEN_VQ, LLAMAGEN_GPT, VAR_VAE, VAR, TAMING_VQGAN)
 FAMILIES = {family.name: family for family in KNOWN}
@@ -74,14 +75,22 @@ class Published:
             ) from error
 
 
+def check_name(wanted: str) -> None:
+    """Raise a ValueError if --as names no family."""
+    kinds = (AUTO, *FAMILIES)
+    if wanted not in kinds:
+        raise ValueError(
+            f"wanted --as as one of {', '.join(kinds)}, got {wanted!r}{nearest(wanted, kinds)}"
+        )
+
+
 def recognize(path: Path, wanted: str = AUTO, weights: str = AUTO) -> Published:
     """Read a file and find out what it is by its keys.
 
     wanted   a family's name, or "auto"
     weights  "auto" (what the peer's own scripts take), "model" or "ema"
     Raises ValueError for a file of no known family, or of another one than wanted."""
-    if wanted not in (AUTO, *FAMILIES):
-        raise ValueError(f"--as {wanted} is not known; there are {', '.join((AUTO, *FAMILIES))}")
+    check_name(wanted)
     file, reasons = files.read(path), []
     first = [FAMILIES[wanted]] if wanted != AUTO else []  # a file may hold two models
     for family in first + list(KNOWN):
@@ -218,5 +227,7 @@ def _checked(name: str, tensor: Tensor, source: str) -> Tensor:
         return tensor
     tensor = tensor.float()
     if not tensor.is_meta and not bool(torch.isfinite(tensor.sum())):  # one pass, no copy
-        raise ValueError(f"{source} is damaged: {name} holds values that are no numbers")
+        raise ValueError(
+            f"{source} is damaged: {name} holds values that are infinite or no numbers"
+        )
     return tensor.contiguous()

@@ -13,7 +13,7 @@ from torch import Tensor
 from vqgen import build, checkpoint
 from vqgen.contracts import TokenSpec
 from vqgen.importing import autoencoders, layout, target
-from vqgen.importing.convert import AUTO, FAMILIES, KNOWN
+from vqgen.importing.convert import AUTO, FAMILIES, KNOWN, check_name
 from vqgen.importing.family import Family, Hints
 from vqgen.importing.pairs import Beside
 
@@ -157,11 +157,10 @@ def _families(saved: checkpoint.SavedModel, wanted: str) -> list[Family]:
     kinds = ", ".join(sorted({one.holds.split(".")[-1] for one in KNOWN if one.kind == saved.kind}))
     if not fit:
         raise ValueError(
-            f"no published layout holds this {saved.kind}: it is a {ours.split('.')[-1]}, and "
-            f"those there are hold {kinds} alone; share the folder itself"
+            f"no published layout holds this {saved.kind} of class {ours.split('.')[-1]}: the ones "
+            f"there are hold {kinds}; share the folder itself"
         )
-    if wanted not in (AUTO, *FAMILIES):
-        raise ValueError(f"--as {wanted} is not known; there are {', '.join((AUTO, *FAMILIES))}")
+    check_name(wanted)
     if wanted == AUTO:
         wanted = saved.facts.get("imported", {}).get("family", AUTO)
     names = [one.name for one in fit]

@@ -114,6 +114,11 @@ def read(path: Path) -> WeightsFile:
             head = file.read(HEAD)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); look at its rights") from error
+    if OURS in head:
+        raise Refused(
+            f"{path} is vqgen's own already, nothing is to import; type its folder, for instance "
+            f"python sample.py pipeline=DIR, or tokenizer={path.parent}"
+        )
     try:
         content = load_file(path) if _is_safetensors(head) else _read_torch(path)
     except Refused:
@@ -178,6 +183,7 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 HEAD = 512  # bytes that tell what a file is
 ZIP, PICKLE, LEGACY = b"PK\x03\x04", b"\x80", b"\x80\x02\x8a\x0a"
+OURS = b'"__metadata__":{"vqgen"'
 TAR = b"ustar"  # at 257
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgen import checkpoint
-from vqgen.importing import agreement, pairs, target
+from vqgen.importing import agreement, pairs, settings, target
 from vqgen.importing.convert import AUTO, Latents, Match, Published, recognize
 from vqgen.importing.family import Description, Hints
 from vqgen.importing.pairs import Beside
@@ -31,7 +31,11 @@ def import_files(
     hints = hints or Hints()
     target.check(out)
     if wanted and len(wanted) != len(paths):
-        raise ValueError(f"wanted one --as per file, got {len(wanted)} for {len(paths)} files")
+        files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
+        raise ValueError(
+            f"wanted one --as per FILE, got {len(wanted)} for {files}; leave all --as out, or type "
+            f"{len(paths)}"
+        )
     asked = list(zip(paths, wanted or [AUTO] * len(paths), strict=True))
     places = [(path.resolve(), kind) for path, kind in asked]
     twice = [
@@ -49,10 +53,12 @@ def import_files(
         listed = ", ".join(f"{one.source} is {one.family.name}" for one in found)
         raise ValueError(f"wanted one tokenizer and one prior at most, but {listed}")
     if not priors:
-        return _import_tokenizer(tokenizers[0], out, hints)
-    if tokenizers:
-        return _import_pair(tokenizers[0], priors[0], out, hints)
-    return _add_prior(priors[0], out, hints)
+        lines = _import_tokenizer(tokenizers[0], out, hints)
+    elif tokenizers:
+        lines = _import_pair(tokenizers[0], priors[0], out, hints)
+    else:
+        lines = _add_prior(priors[0], out, hints)
+    return lines + settings.unused(hints.config, [one.family.name for one in found])
 
 
 def _import_tokenizer(tokenizer: Published, out: Path, hints: Hints) -> list[str]:
@@ -123,6 +129,7 @@ def _loaded(
     published: Published, description: Description, hints: Hints, latents: Latents | None = None
 ) -> Match:
     """The module of this description with the file's weights, which --config may not contradict."""
+    pairs.check_largest(published.source, description.architecture.get("image_size", ()))
     match = Match(published.family, description, latents)
     agreement.check(published.source, match, hints)
     load(published, match)

@@ -1,6 +1,7 @@
 """Whether a prior and a tokenizer belong together, and whether the typed size suits them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def parse_size(text: str) -> Size:
             f"{text!r}"
         )
     return sides
+
+
+def check_largest(source: Path, size: Sequence[int]) -> None:
+    """Raise a ValueError for images of a size that --config made too large."""
+    if any(side > LARGEST for side in size):
+        raise ValueError(
+            f"wanted images of at most {LARGEST} pixels a side, got {'x'.join(map(str, size))} of "
+            f"{source}; correct block_size, patch_nums, v_patch_nums or resolution in --config"
+        )
 
 
 def check_multiple(source: Path, size: Size | None, factor: int) -> None:

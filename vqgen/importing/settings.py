@@ -1,7 +1,7 @@
 """A peer's own settings as a flat dict: JSON or YAML, with the nesting its files have."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vqgen.importing.arguments import ARGUMENTS
+from vqgen.importing.arguments import ARGUMENTS, OF_FAMILY
 
 # where the constructor arguments lie in the peers' files (taming: model.params.ddconfig)
 NESTS = ("model", "config", "params", "args", "model_args", "ddconfig")
@@ -39,6 +39,14 @@ def flattened(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(content.get(key), dict):
             flat |= flattened(content[key])
     return flat
+
+
+def unused(config: Mapping[str, Any], families: Sequence[str]) -> list[str]:
+    """A line with the settings that no file of these families has; none if there are none."""
+    names = [name for name in config if not any(name in OF_FAMILY[one] for one in families)]
+    if not names:
+        return []
+    return [f"  not used of --config, since no {' or '.join(families)} has it: {', '.join(names)}"]
 
 
 def _read(path: Path) -> Any:

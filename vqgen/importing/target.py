@@ -22,7 +22,8 @@ def check(out: Path, *names: str) -> None:
             )
     taken = [str(out / name) for name in names if (out / name).exists()]
     if taken:
-        raise ValueError(f"{' and '.join(taken)} exist already; type another --out")
+        verb = "exist" if len(taken) > 1 else "exists"
+        raise ValueError(f"{' and '.join(taken)} {verb} already; type another --out")
 
 
 @contextmanager

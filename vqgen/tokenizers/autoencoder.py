@@ -89,7 +89,8 @@ class Autoencoder(Tokenizer):
             raise ValueError(
                 f"this tokenizer reads images of {self.image_size[0]} x {self.image_size[1]} "
                 f"(height x width) pixels, got {size[0]} x {size[1]}; resize the images, or train "
-                f"a tokenizer with data.size=[{size[0]},{size[1]}]"
+                f"a tokenizer with data.size=[{size[0]},{size[1]}], or import published weights "
+                f"again with --size {size[0]}x{size[1]}"
             )
         return self.quant_conv(self.encoder(images))
 
