@@ -22,7 +22,7 @@ ALLOWED = {
     "runs": set(),
     "commands": set(),
     "together": set(),
-    "arguments": {"contracts"},
+    "arguments": {"contracts", "words"},
     "nn": set(),
     "sampling": {"words"},
     "metrics": set(),
@@ -35,7 +35,7 @@ ALLOWED = {
         "together",
     },
     "evaluation": {
-        *("contracts", "build", "checkpoint", "pipeline", "pictures", "runs"),
+        *("arguments", "contracts", "build", "checkpoint", "pipeline", "pictures", "runs"),
         *("data", "losses", "metrics", "sampling", "training"),
     },
     "build": {"contracts", "words"},
@@ -51,7 +51,7 @@ ALLOWED = {
         *("build", "checkpoint", "contracts", "data", "features", "finetune", "pipeline", "runs")
     },
     "planning": {"build", "checkpoint", "data", "finetune", "fitting", "training"},
-    "preview": {"contracts", "pictures", "pipeline", "sampling"},
+    "preview": {"arguments", "contracts", "pictures", "pipeline", "sampling"},
     "importing": {"contracts", "build", "checkpoint", "nn", "words"},
     "text": {"contracts", "checkpoint"},
     "__init__": {"contracts", "pipeline"},

@@ -4,11 +4,14 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from vqgen.contracts import LatentSpec, TokenSpec
+from vqgen.contracts import LatentSpec, Prior, TokenSpec
+from vqgen.words import nearest
 
 SEEDS = 2**63  # what every generator takes
+LARGEST = 1.01  # of a float image, but for rounding
 
 
 def count(labels: Sequence[Any] | Tensor | None, n: int | None, seeds: Sequence[int] | None) -> int:
@@ -83,3 +86,39 @@ def check_latents(spec: LatentSpec, latents: Tensor) -> None:
             f"wanted tokens from 0 to {spec.vocab_size - 1} (-1: not yet decided), got "
             f"{int(lowest)} to {int(highest)}; are they another tokenizer's?"
         )
+
+
+def floats(images: Tensor) -> Tensor:
+    """uint8 or float images -> float in [-1, 1]. Raises ValueError for numbers out of range."""
+    if not images.is_floating_point():
+        low, high = int(images.amin()), int(images.amax())
+        if images.dtype == torch.bool or low < 0 or high > 255:
+            raise ValueError(
+                f"wanted images as uint8 or as floats in [-1, 1], got {images.dtype} from "
+                f"{low} to {high}; convert with images.to(torch.uint8)"
+            )
+        return images.float() / 127.5 - 1
+    if not float(images.abs().amax()) <= LARGEST:  # nan is not, either
+        raise ValueError(
+            f"wanted float images in [-1, 1], got up to {float(images.abs().amax()):.4g}; for "
+            "0 to 255 hand in uint8, or images / 127.5 - 1"
+        )
+    return images
+
+
+def checked_knobs(prior: Prior, given: dict[str, Any]) -> Any:
+    """The sampling knobs of a prior, its defaults where nothing is given.
+
+    Raises ValueError for a knob that its family does not have, or a word for a number."""
+    valid = prior.Knobs.__dataclass_fields__
+    for name in given:
+        if name not in valid:
+            family = type(prior).__name__
+            hint = nearest(name, list(valid))
+            raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
+        default, value = valid[name].default, given[name]
+        if isinstance(value, bool) and not isinstance(default, bool):
+            raise ValueError(f"{name} wants no {value}; leave it out for its default, {default}")
+        if isinstance(default, int | float) and isinstance(value, str | None):
+            raise ValueError(f"{name} wants a number like {default}, got {value!r}")
+    return prior.Knobs(**given)

@@ -13,7 +13,6 @@ from vqgen.contracts import Condition, Guidance, Known, OnStep, Prior, Tokenizer
 from vqgen.sampling import guidance as guidances
 from vqgen.words import nearest
 
-LARGEST = 1.01  # of a float image, but for rounding
 SHOWN = 20  # classes in a sentence
 # Encoder and decoder see pieces of one size: their convolutions round otherwise at another batch
 # size (1 against 2, 16 against 8, with the threads). 8 images of 32 px, one from 96 px on.
@@ -141,7 +140,7 @@ class Pipeline:
             raise ValueError(f"wanted on_step=f for f(done, steps, latents), got {on_step!r}")
         seeds = arguments.checked_seeds(range(total) if seeds is None else seeds)
         scale = guidances.parse(guidance)
-        settings = checked_knobs(prior, {**self.facts.get("knobs", {}), **knobs})
+        settings = arguments.checked_knobs(prior, {**self.facts.get("knobs", {}), **knobs})
         condition = (text or self._condition(labels, total)).map(lambda part: part.to(self.device))
         done = []
         for start in range(0, total, batch):
@@ -269,21 +268,7 @@ class Pipeline:
             raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
         if not len(images):
             raise ValueError("wanted at least one image, got 0")
-        images = images.to(self.device)
-        if not images.is_floating_point():
-            low, high = int(images.amin()), int(images.amax())
-            if images.dtype == torch.bool or low < 0 or high > 255:
-                raise ValueError(
-                    f"wanted images as uint8 or as floats in [-1, 1], got {images.dtype} from "
-                    f"{low} to {high}; convert with images.to(torch.uint8)"
-                )
-            return images.float() / 127.5 - 1
-        if not float(images.abs().amax()) <= LARGEST:  # nan is not, either
-            raise ValueError(
-                f"wanted float images in [-1, 1], got up to {float(images.abs().amax()):.4g}; for "
-                "0 to 255 hand in uint8, or images / 127.5 - 1"
-            )
-        return images
+        return arguments.floats(images.to(self.device))
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -299,24 +284,6 @@ class Pipeline:
             anything = torch.zeros(total, dtype=torch.long, device=self.device)
             return Condition.of_labels(anything).null()
         return Condition(total)
-
-
-def checked_knobs(prior: Prior, given: dict[str, Any]) -> Any:
-    """The sampling knobs of a prior, its defaults where nothing is given.
-
-    Raises ValueError for a knob that its family does not have, or a word for a number."""
-    valid = prior.Knobs.__dataclass_fields__
-    for name in given:
-        if name not in valid:
-            family = type(prior).__name__
-            hint = nearest(name, list(valid))
-            raise ValueError(f"{family} has no knob {name!r}{hint}; it has {', '.join(valid)}")
-        default, value = valid[name].default, given[name]
-        if isinstance(value, bool) and not isinstance(default, bool):
-            raise ValueError(f"{name} wants no {value}; leave it out for its default, {default}")
-        if isinstance(default, int | float) and isinstance(value, str | None):
-            raise ValueError(f"{name} wants a number like {default}, got {value!r}")
-    return prior.Knobs(**given)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Pipeline:

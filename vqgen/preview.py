@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from vqgen import pictures
+from vqgen.arguments import checked_knobs
 from vqgen.contracts import Prior, Tokenizer
-from vqgen.pipeline import Pipeline, checked_knobs
+from vqgen.pipeline import Pipeline
 from vqgen.sampling import guidance
 
 

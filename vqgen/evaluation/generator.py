@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vqgen import pictures
+from vqgen.arguments import checked_knobs
 from vqgen.contracts import OnStep
 from vqgen.evaluation.card import Number
 from vqgen.evaluation.protocol import Protocol, titled
@@ -18,7 +19,7 @@ from vqgen.evaluation.sets import Images, digest
 from vqgen.metrics.estimate import mean
 from vqgen.metrics.features import CHUNK
 from vqgen.metrics.manifold import nearest
-from vqgen.pipeline import Pipeline, checked_knobs
+from vqgen.pipeline import Pipeline
 from vqgen.training.callbacks import peak_memory_gib
 
 COPY_QUANTILE = 0.01  # nearer to training than this share of held-out images: may be a copy

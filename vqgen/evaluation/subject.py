@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import yaml
 
-from vqgen import build, checkpoint, pipeline
+from vqgen import arguments, build, checkpoint, pipeline
 from vqgen.contracts import Prior
 from vqgen.data.images import ImageData
 from vqgen.evaluation import generator, quality, sets
@@ -59,7 +59,7 @@ class Subject:
             )
         draws = self.protocol.bound_samples
         if samples_it:
-            pipeline.checked_knobs(prior, self.protocol.knobs)
+            arguments.checked_knobs(prior, self.protocol.knobs)
         if draws is not None and prior.bound_samples is None:
             raise ValueError(
                 "protocol.bound_samples is of priors whose bound is drawn (absorbing), got "
