@@ -155,6 +155,7 @@ def _check_same_experiment(run: Path, settings: dict[str, Any]) -> None:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}; empty nodes stay."""
     rows: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
