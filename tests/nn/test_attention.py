@@ -39,6 +39,7 @@ def empty_cache(kv_heads: int, batch: int = 3) -> KVCache:
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("chunk", [1, 3, 10])
+@torch.no_grad()
 def test_cached_equals_whole_sequence(kv_heads: int, chunk: int) -> None:
     layer, x, rotary = attention(kv_heads), inputs(), table()
     whole = layer(x, rotary=rotary, is_causal=True)

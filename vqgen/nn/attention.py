@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqgen.nn.cache import LayerCache
-from vqgen.nn.linear import Linear, tiled_linear
+from vqgen.nn.linear import Linear, linear
 from vqgen.nn.rope import rotate
 
 # New positions behind a cache above which the library's kernel is the better one: about twice as
@@ -76,7 +76,7 @@ class Attention(nn.Module):
                 holds; `mask` alone says what is hidden (is_causal is for whole sequences)
         """
         assert not (is_causal and cache is not None), "with a cache, causality comes as a mask"
-        qkv = tiled_linear(x, self.qkv.weight, self._bias())
+        qkv = linear(x, self.qkv.weight, self._bias())
         qkv = qkv.unflatten(-1, (-1, self.head_width))  # [batch, length, heads, head_width]
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if rotary is not None:

@@ -1,4 +1,5 @@
-"""Key-value cache: what attention remembers of earlier tokens, a value its maker drops."""
+"""Key-value cache: what attention remembers of earlier tokens while it samples (without gradients,
+as it is written in place), a value its maker drops."""
 
 from dataclasses import dataclass
 
@@ -48,14 +49,11 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> "KVCache":
-        """Memory for 2 * layers * batch * heads * length * head_width numbers, nothing filled."""
-        shape = (batch, heads, length, head_width)
-
-        def layer() -> LayerCache:
-            keys = torch.empty(shape, dtype=dtype, device=device)
-            return LayerCache(keys, torch.empty_like(keys))
-
-        return cls([layer() for _ in range(layers)])
+        """Memory for 2 * layers * batch * heads * length * head_width numbers, nothing filled; one
+        piece, which an allocator gives back whole."""
+        shape = (layers, 2, batch, heads, length, head_width)
+        memory = torch.empty(shape, dtype=dtype, device=device)
+        return cls([LayerCache(memory[i, 0], memory[i, 1]) for i in range(layers)])
 
     @property
     def filled(self) -> int:
