@@ -2,6 +2,7 @@
 the widest vectors it has."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,24 @@ class Linear(nn.Linear):
         dtype = torch.promote_types(input.dtype, self.weight.dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
         return linear(input, self.weight.to(dtype), bias)
+
+
+class WideLinear(Linear):
+    """A `Linear` whose weights stay float32 where a model is turned to half precision: of a head.
+    Rounding them alone moves the likeliest of thousands of nearly even logits as often as all
+    other rounding together (`benchmarks/published_sizes.py`, VAR-d16)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features], in the wider precision of x and weight."""
+        return super().forward(input.to(torch.promote_types(input.dtype, self.weight.dtype)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WideLinear":
+        def widely(values: Tensor) -> Tensor:
+            made = fn(values)
+            half = made.dtype in (torch.bfloat16, torch.float16)
+            return values.to(made.device, torch.float32) if half else made
+
+        return super()._apply(widely, recurse)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

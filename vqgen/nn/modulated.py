@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vqgen.nn.attention import Attention
 from vqgen.nn.cache import LayerCache
 from vqgen.nn.drop_path import DropPath
-from vqgen.nn.linear import Linear
+from vqgen.nn.linear import Linear, WideLinear
 
 PARTS = 6  # gates, scales and shifts of attention and feed-forward
 
@@ -87,11 +87,11 @@ class ModulatedHead(nn.Module):
         super().__init__()
         self.norm_eps = norm_eps
         self.modulation = Linear(condition_width, 2 * width)
-        self.out = Linear(width, out)
+        self.out = WideLinear(width, out)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x [batch, length, width], condition [batch, condition_width] -> [batch, length, out], in
-        x's precision, as half of it would make ties among thousands of logits."""
+        at least float32, as half of it would make ties among thousands of logits."""
         modulation = self.modulation(F.silu(condition))[:, None].to(x.dtype)
         scale, shift = modulation.chunk(2, dim=-1)
         return self.out(modulated_norm(x, scale, shift, self.norm_eps))

@@ -82,7 +82,7 @@ class ScaleTransformer(nn.Module):
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """Room for `length` positions of `batch` sequences."""
-        weight = self.head.out.weight
+        weight = cast(ModulatedBlock, self.blocks[0]).attention.qkv.weight
         return KVCache.empty(
             layers=len(self.blocks),
             batch=batch,
