@@ -11,11 +11,13 @@ from torch import nn
 
 import vqgen
 from tests import tiny
-from tests.test_bad_input import stage1_run, stage2_run
+from tests.test_bad_input import stage1_run, stage2_run, typed
 from vqgen import checkpoint, pictures
 from vqgen.importing.folder import imagenet_classes
 from vqgen.nn.autoencoder import Decoder, Encoder
 from vqgen.pipeline import Pipeline
+from vqgen.priors.diffusion import Diffusion
+from vqgen.priors.flow import Flow
 from vqgen.priors.llamagen import LlamaGen
 from vqgen.tokenizers.autoencoder import Autoencoder
 from vqgen.tokenizers.vq import VectorQuantizer
@@ -331,3 +333,46 @@ def test_a_misspelt_class_of_many_is_one_short_sentence() -> None:
     for wrong in (1000, -1, "1000"):
         with pytest.raises(ValueError, match="is not known"):
             pipe.class_indices([wrong])
+
+
+PRIORS: dict[str, tuple[Any, Any]] = {  # tokenizer, the prior over it
+    "llamagen": (tiny.tokenizer, lambda made: tiny.prior_for(made.spec)),
+    "var": (tiny.multiscale, tiny.var),
+    "absorbing": (tiny.tokenizer, lambda made: tiny.absorbing_for(made.spec)),
+    "flow": (tiny.kl, partial(tiny.continuous, Flow)),
+    "diffusion": (tiny.kl, partial(tiny.continuous, Diffusion)),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_in_bf16_every_prior_samples_nearly_the_same(name: str) -> None:
+    make, over = PRIORS[name]
+    tokenizer = make()
+    prior = over(tokenizer)
+    for parameter in prior.parameters():
+        if not parameter.any():  # else nothing depends on anything
+            nn.init.normal_(parameter, std=0.1)
+    pipe, labels = Pipeline(tokenizer, prior), [0, 1, 2]
+    tokens = isinstance(tokenizer.spec, vqgen.TokenSpec)
+    options: dict[str, Any] = {"guidance": 2.0, **({"top_k": 1} if tokens else {})}
+    whole = pipe.sample_latents(labels, **options).float()
+    pictures_before, codes = pipe.decode(pipe.encode(tiny.images(3))), pipe.encode(tiny.images(3))
+    pipe.halve()
+    half = pipe.sample_latents(labels, **options).float()
+    if tokens:
+        assert (half == whole).float().mean() > 0.6  # a token that differs changes those after it
+    else:
+        assert half.isfinite().all() and (half - whole).abs().mean() < 0.05 * whole.std()
+    assert not torch.equal(pipe.decode(codes), pictures_before)  # the decoder is in bf16, too,
+    assert (pipe.decode(codes).int() - pictures_before.int()).abs().float().mean() < 2
+    assert torch.equal(pipe.encode(tiny.images(3)), codes)  # the encoder is not
+    assert torch.equal(pipe.sample_latents([0], **options).float(), half[:1])
+
+
+def test_the_precision_of_sampling_is_typed(tmp_path: Path, monkeypatch, capsys) -> None:
+    run = stage2_run(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert typed("sample", ["n=2", "precision=bf16"], monkeypatch) == 0
+    assert next(vqgen.load(run, precision="bf16").prior.parameters()).dtype == torch.bfloat16
+    assert typed("sample", ["n=2", "precision=fp16"], monkeypatch) != 0
+    assert "wanted precision=float32 or precision=bf16" in capsys.readouterr().err
