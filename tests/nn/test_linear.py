@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vqgen.nn import linear as room
-from vqgen.nn.linear import Linear, padded
+from vqgen.nn.linear import Linear, packed, padded
 
 ROWS = (1, 2, 3, 5, 9, 18, 25, 50, 170, 338)
 
@@ -82,3 +82,30 @@ def test_a_row_has_the_same_bits_among_any_others(
 
 def test_padded_is_the_next_whole_tile() -> None:
     assert [padded(rows) for rows in (0, 1, 4, 5)] == [0, 4, 4, 8]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_weights_give_the_same_bits_and_go_again(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(Linear(384, 512), Linear(512, 96, bias=False)).to(dtype)
+    x = torch.randn(50, 384).to(dtype)
+    with torch.no_grad():
+        plain = net(x)
+        with packed(net):
+            if room.multiplied_by_onednn(x):
+                assert all(layer.packed is not None for layer in net)
+            assert torch.equal(net(x), plain) and torch.equal(net(x[:3]), plain[:3])
+            assert net.float()(x.float()).dtype == torch.float32  # turned meanwhile
+            net.to(dtype)
+        net[0].weight += 1  # trained meanwhile
+        assert not torch.equal(net(x), plain)
+    with packed(net):  # gradients go past the copy
+        net(x.to(dtype)).sum().backward()
+    assert all(layer.packed is None and layer.weight.grad is not None for layer in net)
+
+
+def test_a_large_net_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Linear(64, 64)
+    monkeypatch.setattr(room, "PACKED_BYTES", layer.weight.nbytes - 1)
+    with torch.no_grad(), packed(layer):
+        assert layer.packed is None

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqgen.nn.cache import LayerCache
-from vqgen.nn.linear import Linear, linear
+from vqgen.nn.linear import Linear
 from vqgen.nn.rope import rotate
 
 # New positions behind a cache above which the library's kernel is the better one: about twice as
@@ -76,8 +76,9 @@ class Attention(nn.Module):
                 holds; `mask` alone says what is hidden (is_causal is for whole sequences)
         """
         assert not (is_causal and cache is not None), "with a cache, causality comes as a mask"
-        qkv = linear(x, self.qkv.weight, self._bias())
-        qkv = qkv.unflatten(-1, (-1, self.head_width))  # [batch, length, heads, head_width]
+        qkv = self.qkv(x, self._bias()).unflatten(
+            -1, (-1, self.head_width)
+        )  # [batch, length, heads, head_width]
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if rotary is not None:
             qk = rotate(qk, rotary)
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         if self.log_scale is not None:
             q = _unit(q) * self.log_scale.clamp(max=MAX_LOG_SCALE).exp().to(q.dtype)[:, None]
             k = _unit(k)
-        q, k, v = (rearrange(part, "b l h d -> b h l d") for part in (q, k, v))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [batch, heads, length, head_width]
         if cache is not None:
             k, v = cache.append(k, v)
         if cache is not None and q.shape[2] <= FEW_QUERIES:
@@ -96,7 +97,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=is_causal, scale=self.scale, enable_gqa=grouped
             )
-        return self.out(rearrange(y, "b h l d -> b l (h d)"))
+        return self.out(y.transpose(1, 2).flatten(2))
 
     def _bias(self) -> Tensor | None:
         """Of queries, keys (none: zeros) and values."""
