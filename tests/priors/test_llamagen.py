@@ -289,6 +289,15 @@ def test_overfits_one_batch(kind: str) -> None:
     assert all((row == given).all(dim=1).any() for row in drawn)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bf16_the_sampler_sees_nearly_the_same_logits(kind: str) -> None:
+    model, given, asked = make(**KINDS[kind]), tokens(), condition(kind)
+    scale = constant(1.0 if kind == "unconditional" else 2.0)
+    whole = replay(model, given, asked, scale)
+    half = replay(model.to(torch.bfloat16), given, asked, scale)  # a caption stays in float32
+    assert 0 < (half.float() - whole).abs().max() < 0.1 * whole.std()
+
+
 def test_text_hides_its_padding() -> None:
     model, given, asked = make(**KINDS["text"]), tokens(), condition("text")
     assert asked.text is not None and asked.mask is not None

@@ -104,10 +104,10 @@ class TextTokens(nn.Module):
 
     def forward(self, condition: Condition) -> Tensor:
         """-> [batch, length, width]."""
-        text = condition.text
-        assert text is not None, "a text model needs Condition.of_text"
+        assert condition.text is not None, "a text model needs Condition.of_text"
+        text = condition.text.to(self.null_caption.dtype)  # an encoder may be in float32, this not
         if condition.dropped is not None:
-            text = torch.where(condition.dropped[:, None, None], self.null_caption.to(text), text)
+            text = torch.where(condition.dropped[:, None, None], self.null_caption, text)
         return self.project_out(F.gelu(self.project_in(text), approximate="tanh"))
 
     def visible(self, condition: Condition) -> Tensor:
