@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from vqgen import build
 from vqgen.contracts import Condition, Prior, Tokenizer
+from vqgen.nn import linear as layers
 from vqgen.sampling.guidance import constant, linear
 
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -49,17 +50,26 @@ def main() -> None:
 
 
 def limits(side: int) -> None:
-    """A large matrix product in both precisions, and a large copy."""
+    """A large matrix product in both precisions, torch's own and that of our layers (which is what
+    the machine can do), and a large copy."""
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
-        seconds = best(lambda a=a, b=b: a @ b)
-        print(f"limit: {side}^2 product {dtype}: {2 * side**3 / seconds / 1e9:8.1f} GFLOP/s")
+        for name, multiply in (("torch's", torch.matmul), ("ours", multiplied)):
+            seconds = best(lambda a=a, b=b, multiply=multiply: multiply(a, b))
+            rate = 2 * side**3 / seconds / 1e9
+            print(f"limit: {side}^2 product {dtype} {name:8s} {rate:8.1f} GFLOP/s")
     source = torch.randn(side * side * 4)
     target = torch.empty_like(source)
     seconds = best(lambda: target.copy_(source))
     print(
         f"limit: copy of {source.nbytes / 2**20:.0f} MiB: {source.nbytes / seconds / 1e9:.1f} GB/s"
     )
+
+
+@torch.inference_mode()
+def multiplied(a: Tensor, b: Tensor) -> Tensor:
+    """a [rows, in] b^T [in, out], as the layers multiply that sample."""
+    return layers.linear(a, b)
 
 
 def measure(
