@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vqgen.nn import linear as room
-from vqgen.nn.linear import Linear, packed, padded
+from vqgen.nn.linear import Linear, packed_weights, padded
 
 ROWS = (1, 2, 3, 5, 9, 18, 25, 50, 170, 338)
 
@@ -91,7 +91,7 @@ def test_packed_weights_give_the_same_bits_and_go_again(dtype: torch.dtype) -> N
     x = torch.randn(50, 384).to(dtype)
     with torch.no_grad():
         plain = net(x)
-        with packed(net):
+        with packed_weights(net):
             if room.multiplied_by_onednn(x):
                 assert all(layer.packed is not None for layer in net)
             assert torch.equal(net(x), plain) and torch.equal(net(x[:3]), plain[:3])
@@ -99,7 +99,7 @@ def test_packed_weights_give_the_same_bits_and_go_again(dtype: torch.dtype) -> N
             net.to(dtype)
         net[0].weight += 1  # trained meanwhile
         assert not torch.equal(net(x), plain)
-    with packed(net):  # gradients go past the copy
+    with packed_weights(net):  # gradients go past the copy
         net(x.to(dtype)).sum().backward()
     assert all(layer.packed is None and layer.weight.grad is not None for layer in net)
 
@@ -107,5 +107,5 @@ def test_packed_weights_give_the_same_bits_and_go_again(dtype: torch.dtype) -> N
 def test_a_large_net_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Linear(64, 64)
     monkeypatch.setattr(room, "PACKED_BYTES", layer.weight.nbytes - 1)
-    with torch.no_grad(), packed(layer):
+    with torch.no_grad(), packed_weights(layer):
         assert layer.packed is None

@@ -76,9 +76,8 @@ class Attention(nn.Module):
                 holds; `mask` alone says what is hidden (is_causal is for whole sequences)
         """
         assert not (is_causal and cache is not None), "with a cache, causality comes as a mask"
-        qkv = self.qkv(x, self._bias()).unflatten(
-            -1, (-1, self.head_width)
-        )  # [batch, length, heads, head_width]
+        # each [batch, length, heads, head_width]
+        qkv = self.qkv(x, self._bias()).unflatten(-1, (-1, self.head_width))
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if rotary is not None:
             qk = rotate(qk, rotary)

@@ -15,7 +15,7 @@ ROW_TILE = 4
 ONEDNN_TILE = 2  # the same of oneDNN: one row alone is the only exception
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-PACKED_BYTES = 2**31  # of weights that may be held twice, see `packed`
+PACKED_BYTES = 2**31  # of weights that may be held twice, see `packed_weights`
 
 
 class Linear(nn.Linear):
@@ -27,7 +27,9 @@ class Linear(nn.Linear):
     torch leaves float32 products to MKL, which has AVX2 alone for processors that are not Intel's:
     there oneDNN is twice as fast, at many rows and at few (`benchmarks/linear.py`)."""
 
-    packed: Tensor | None = None  # the weight as oneDNN reads it fastest, while `packed` lasts
+    packed: Tensor | None = (
+        None  # the weight as oneDNN reads it fastest, while `packed_weights` lasts
+    )
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in_features] -> [..., out_features], in x's precision if the weight has less.
@@ -46,9 +48,9 @@ class WideLinear(Linear):
     Rounding them alone moves the likeliest of thousands of nearly even logits as often as all
     other rounding together (`benchmarks/published_sizes.py`, VAR-d16)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x [..., in_features] -> [..., out_features], in the wider precision of x and weight."""
-        return super().forward(input.to(torch.promote_types(input.dtype, self.weight.dtype)))
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As `Linear`, in the wider precision of x and weight."""
+        return super().forward(input.to(torch.promote_types(input.dtype, self.weight.dtype)), bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WideLinear":
         def widely(values: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class WideLinear(Linear):
 
 
 @contextmanager
-def packed(net: nn.Module) -> Iterator[None]:
+def packed_weights(net: nn.Module) -> Iterator[None]:
     """Within, `net` multiplies few rows 1.4 times as fast and more (in bf16 twice), in the same
     bits: its `Linear` layers hold their weights on a CPU a second time, in the order in which
     oneDNN reads them. Nothing is done where that would take more than PACKED_BYTES."""

@@ -21,7 +21,7 @@ from vqgen.contracts import (
 )
 from vqgen.nn.cache import KVCache
 from vqgen.nn.drop_path import rates
-from vqgen.nn.linear import Linear, packed
+from vqgen.nn.linear import Linear, packed_weights
 from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import Block, swiglu_width
@@ -203,7 +203,7 @@ class LlamaGen(Prior):
         conditions = [condition, condition.null()] if branches.guided else [condition]
         check_guidance(branches, self.label_dropout)
         tokens = torch.full((condition.batch, total), -1, device=device)
-        with torch.autocast(device.type, enabled=False), packed(self):
+        with torch.autocast(device.type, enabled=False), packed_weights(self):
             x = branches.stack([self.condition(part) for part in conditions])
             mask = self._mask(condition)
             cache = self._empty_cache(batch=len(x), dtype=x.dtype, device=device)
