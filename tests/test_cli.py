@@ -195,6 +195,15 @@ def test_words_of_a_resume_are_read_as_the_runs_own(var_run: Path, named: bool) 
         overrides.check(*STAGE1, resume)
 
 
+def test_a_recipe_brings_the_choice_that_it_is_named_after() -> None:
+    word = "experiment=emoji_var"
+    assert overrides.check(*STAGE1, [word]) == ["tokenizer=var", word]
+    assert overrides.check(*STAGE2, [word]) == ["prior=var", word]
+    for words in (["tokenizer=kl", "experiment=emoji_kl"], ["experiment=emoji_long"]):
+        assert overrides.check(*STAGE1, words) == words
+    assert overrides.check(*STAGE1, [word, "init=x"]) == [word, "init=x"]
+
+
 def test_a_run_of_the_other_stage_is_refused(var_run: Path) -> None:
     word = f"train.resume={var_run}"
     with pytest.raises(ValueError, match=rf"of stage1.*type python train_stage1\.py {word}"):

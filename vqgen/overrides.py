@@ -21,17 +21,18 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def check(folder: str, name: str, words: list[str]) -> list[str]:
     """The words to start with: those typed, behind the choices (tokenizer=var) of a run that they
-    resume.
+    resume, or the one that a typed recipe is named after (experiment=emoji_var).
 
     Raises a ValueError that names the nearest valid word for any misspelt group, choice, key or
     type of value."""
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise ValueError(f"wanted settings like train.lr=1e-4, got {word!r} without a value")
-    overrides = [_parsed(word) for word in words]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF / folder)):
         loader = GlobalHydra.instance().config_loader()
         groups = {group: loader.get_group_options(group) for group in loader.list_groups("")}
+        words = [*_implied("tokenizer" if folder == "stage1" else "prior", words, groups), *words]
+        overrides = [_parsed(word) for word in words]
         choices = [o for o in overrides if o.key_or_group in groups]
         for override in choices:
             _check_choice(override, groups[override.key_or_group])
@@ -53,6 +54,14 @@ def check(folder: str, name: str, words: list[str]) -> list[str]:
         composed = hydra.compose(name, [*earlier, *words])
         _check_sections(CONF / folder / f"{name}.yaml", composed, set(groups))
     return [*earlier, *words]
+
+
+def _implied(group: str, words: list[str], groups: Mapping[str, list[str]]) -> list[str]:
+    """The choice of this group that a typed recipe <data>_<choice> is for, if none is typed."""
+    typed = {key_of(word): word.partition("=")[2] for word in words}
+    kind = typed.get("experiment", "").partition("_")[2]
+    free = group not in typed and "init" not in typed  # the network of init= is what it is
+    return [f"{group}={kind}"] if free and kind in groups.get(group, []) else []
 
 
 def _resumed(
