@@ -2,6 +2,7 @@
 refuses."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor
 
 from tests import tiny
 from vqgen.contracts import Bottleneck, Condition, Known, Prior, Tokenizer, TokenSpec
+from vqgen.nn.dit import DiT
+from vqgen.priors.absorbing import Absorbing
 from vqgen.priors.diffusion import Diffusion
 from vqgen.priors.flow import Flow
+from vqgen.priors.llamagen import LlamaGen
 from vqgen.training.stage2 import Stage2
 
 TOKENIZERS = tiny.TOKENIZERS
@@ -173,6 +177,29 @@ def test_a_loss_reaches_all_of_a_prior(prior: str, classes: int) -> None:
         parameters = dict(model.named_parameters())
         assert not [n for n, p in parameters.items() if p.requires_grad and p.grad is None]
     assert not Stage2.some_unused
+
+
+NO_PRIORS: dict[str, Callable[[], Prior]] = {
+    r"prior.depth as a whole number of at least 1, got 0": lambda: LlamaGen(
+        tiny.tokenizer().spec, width=32, depth=0, heads=2
+    ),
+    r"prior.heads as a whole number of at least 1, got 0": lambda: Absorbing(
+        tiny.tokenizer().spec, width=32, depth=2, heads=0
+    ),
+    r"prior.num_classes as a whole number of at least 0, got -1": lambda: tiny.prior(-1),
+    r"prior.label_dropout from 0 to 1, got 1.1": lambda: Flow(
+        tiny.kl().spec, network=partial(DiT, width=32, depth=2, heads=2), label_dropout=1.1
+    ),
+    r"wanted heads that divide the width, got width=32, heads=0": lambda: Diffusion(
+        tiny.kl().spec, network=partial(DiT, width=32, depth=2, heads=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", NO_PRIORS)
+def test_a_prior_that_cannot_be_is_refused_in_python_too(sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        NO_PRIORS[sentence]()
 
 
 def test_conditions_drop_map_and_null() -> None:

@@ -39,17 +39,19 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         height, columns = size
-        if height % patch or columns % patch:
+        if patch < 1 or height % patch or columns % patch:
             raise ValueError(
                 f"wanted a patch that divides the latents' {height} x {columns}, got {patch}; "
                 "type prior.network.patch=1"
             )
-        if width % 4:
+        if width < 4 or width % 4:
             raise ValueError(
                 f"2-D positions wanted a width that is a multiple of 4, got {width}; "
                 "change prior.network.width"
             )
-        if width % heads:
+        if depth < 1:
+            raise ValueError(f"wanted at least one block, got {depth}; change prior.network.depth")
+        if heads < 1 or width % heads:
             raise ValueError(
                 f"wanted heads that divide the width, got width={width}, heads={heads}; "
                 "change prior.network.heads"

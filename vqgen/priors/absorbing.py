@@ -18,7 +18,13 @@ from vqgen.contracts import (
     TokenSpec,
 )
 from vqgen.priors.bidirectional import Bidirectional
-from vqgen.priors.requests import check_guidance, check_request, check_single_scale
+from vqgen.priors.requests import (
+    check_at_least,
+    check_guidance,
+    check_request,
+    check_shares,
+    check_single_scale,
+)
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.counts import whole
 from vqgen.sampling.discrete import Clock, Weight
@@ -89,6 +95,9 @@ class Absorbing(Prior):
                 f"wanted prior.kernel as one of {', '.join(KERNELS)}, got {kernel}"
                 f"{cure(kernel, KERNELS, 'prior.kernel=absorbing')}"
             )
+        check_at_least(1, width=width, depth=depth, heads=heads)
+        check_at_least(0, num_classes=num_classes)
+        check_shares(label_dropout=label_dropout)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.text_size = (text_length, text_dim) if text_length else None
         self.clock = Clock(parse(schedule), noise_steps)

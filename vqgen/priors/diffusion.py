@@ -19,7 +19,7 @@ from vqgen.contracts import (
     Prior,
 )
 from vqgen.priors.continuous import Denoiser, check_features, choice
-from vqgen.priors.requests import check_at_least
+from vqgen.priors.requests import check_at_least, check_shares
 from vqgen.sampling.density import bound_parts
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.knobs import ContinuousKnobs
@@ -67,6 +67,8 @@ class Diffusion(Prior):
         check_at_least(1, instead=16, likelihood_evaluations=likelihood_evaluations)
         path = path or VP()
         self.check_path(path)
+        check_at_least(0, num_classes=num_classes)
+        check_shares(label_dropout=label_dropout)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.weighting, self.times = weighting, times
         self.likelihood_evaluations = likelihood_evaluations

@@ -21,7 +21,7 @@ from vqgen.contracts import (
     Prior,
 )
 from vqgen.priors.continuous import Denoiser, check_features, choice
-from vqgen.priors.requests import check_at_least
+from vqgen.priors.requests import check_at_least, check_shares
 from vqgen.sampling.density import flow_nats, normal_nats
 from vqgen.sampling.knobs import ContinuousKnobs
 from vqgen.sampling.paths import OT, GaussianPath, Kind, fit
@@ -74,6 +74,8 @@ class Flow(Prior):
         choice("pairing", pairing, PAIRINGS)
         check_at_least(0, instead=32, likelihood_steps=likelihood_steps)
         check_at_least(0, instead=1, likelihood_probes=likelihood_probes)
+        check_at_least(0, num_classes=num_classes)
+        check_shares(label_dropout=label_dropout)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.weighting, self.times, self.pairing = weighting, times, pairing
         self.likelihood_steps, self.likelihood_probes = likelihood_steps, likelihood_probes

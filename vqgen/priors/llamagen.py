@@ -26,7 +26,13 @@ from vqgen.nn.norm import RMSNorm
 from vqgen.nn.rope import grid_positions, rotary_table
 from vqgen.nn.transformer import Block, swiglu_width
 from vqgen.priors.conditioning import causal_mask, condition_tokens
-from vqgen.priors.requests import check_guidance, check_request, check_single_scale
+from vqgen.priors.requests import (
+    check_at_least,
+    check_guidance,
+    check_request,
+    check_shares,
+    check_single_scale,
+)
 from vqgen.sampling.branches import Branches
 from vqgen.sampling.draws import Draws
 from vqgen.sampling.logits import LogitKnobs
@@ -76,6 +82,9 @@ class LlamaGen(Prior):
         super().__init__()
         self.check(spec)
         assert isinstance(spec, TokenSpec)
+        check_at_least(1, width=width, depth=depth, heads=heads)
+        check_at_least(0, num_classes=num_classes)
+        check_shares(label_dropout=label_dropout, token_dropout=token_dropout)
         self.spec, self.num_classes, self.label_dropout = spec, num_classes, label_dropout
         self.text_size = (text_length, text_dim) if text_length else None
         self.condition = condition_tokens(

@@ -85,7 +85,7 @@ class VAR(Prior):
         self.check(spec)
         assert isinstance(spec, TokenSpec)
         check_at_least(1, depth=depth)
-        check_at_least(0, progressive_steps=progressive_steps)
+        check_at_least(0, progressive_steps=progressive_steps, num_classes=num_classes)
         drop_path = 0.1 * depth / 24 if drop_path is None else drop_path
         check_shares(label_dropout=label_dropout, label_smoothing=label_smoothing)
         self.spec, self.num_classes = spec, num_classes
