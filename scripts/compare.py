@@ -2,12 +2,9 @@
 `python scripts/compare.py RUN RUN ... [steps=[4,16,64]]`, or `demo=true` to train them all first"""
 
 import json
-import math
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +14,15 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from vqgen import build, checkpoint, cli, overrides, pictures, pipeline, runs
+from vqgen import build, checkpoint, cli, demo, pictures, pipeline
 from vqgen.evaluation import comparison, plots, sets
 from vqgen.evaluation.card import check_folder
 from vqgen.evaluation.protocol import Protocol, check_batch, check_texts, chosen
 from vqgen.evaluation.subject import which
 from vqgen.metrics import features
 from vqgen.sampling.counts import MOST
-from vqgen.training import opening
 
-ROOT = Path(__file__).resolve().parents[1]
+EVALUATE = Path(__file__).with_name("evaluate.py")
 SHOWN = 24  # samples of each prior in the picture of all
 
 
@@ -49,7 +45,7 @@ def compared(config: DictConfig) -> None:
             f"{protocol.samples}; type protocol.samples=2000"
         )
     if settings["demo"]:
-        check_demo(settings)
+        demo.check(settings)
     if settings["models"] or settings["demo"]:
         check_folder(Path(settings["out"]))
         check_folder(Path(settings["cache"]), "cache")
@@ -64,7 +60,7 @@ def compared(config: DictConfig) -> None:
     given = settings["models"] if isinstance(settings["models"], list) else [settings["models"]]
     models = [Path(str(path)) for path in given if path is not None]
     if settings["demo"]:
-        models += train_demo(settings)
+        models += demo.train(settings, run)
     models = each_once(models)
     if not models:
         raise ValueError("wanted runs to compare: python scripts/compare.py RUN RUN, or demo=true")
@@ -74,7 +70,7 @@ def compared(config: DictConfig) -> None:
     print("\n".join(which(model) for model in models), flush=True)
     done = [(*job, evaluate(*job, settings)) for job in jobs]
     done.sort(key=lambda each: (models.index(each[0]), each[1]["knobs"].get("steps", 0)))
-    rows = [comparison.row_of(card, minutes_of(model)) for model, _, card in done]
+    rows = [comparison.row_of(card, demo.minutes_of(model)) for model, _, card in done]
     rows = comparison.told_apart(comparison.with_likelihoods(rows))
     out = Path(settings["out"])
     checkpoint.write_text(out / "comparison.md", comparison.markdown(rows))
@@ -140,7 +136,7 @@ def evaluate(model: Path, changes: dict[str, Any], settings: dict[str, Any]) -> 
     typed = [word for word in cli.typed_overrides() if word.startswith("protocol.")]
     words += [word for word in typed if word.split(".")[1].split("=")[0] not in changes]
     words += typed_data()
-    run([ROOT / "scripts" / "evaluate.py", f"model='{model}'", f"out='{out}'", *words])
+    run([EVALUATE, f"model='{model}'", f"out='{out}'", *words])
     return comparison.read_card(path)
 
 
@@ -182,90 +178,6 @@ def side_by_side(rows: list[comparison.Row], folders: list[Path], out: Path) -> 
     return [out]
 
 
-def check_demo(settings: dict[str, Any]) -> None:
-    """Raise ValueError for a demo that would stop at one of its trainings."""
-    for name in ("demo_tokenizers", "demo_priors", "demo_words"):
-        words = settings[name]
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ValueError(f"wanted {name} as a list of texts, got {words}; type {name}=[A,B]")
-        if not words and name != "demo_words":
-            raise ValueError(f"wanted at least one of {name}, got none; leave it out for the usual")
-    if type(settings["demo_jobs"]) is not int or settings["demo_jobs"] < 1:
-        raise ValueError(
-            f"wanted demo_jobs of at least 1, got {settings['demo_jobs']}; type demo_jobs=1"
-        )
-    for name in ("demo_tokenizer_minutes", "demo_prior_minutes"):
-        minutes = settings[name]
-        if type(minutes) not in (int, float) or not 0 < minutes < math.inf:
-            raise ValueError(f"wanted {name} above 0, got {minutes}; type {name}=16")
-    specs = []
-    for typed in settings["demo_tokenizers"]:
-        words = training("stage1", typed, settings)[1]
-        config = build.plain(overrides.composed("stage1", "train_stage1", words))
-        with torch.device("meta"):
-            size = config["data"]["size"]
-            specs.append(build.make({**config["tokenizer"], "image_size": [size, size]}).spec)
-    for typed in settings["demo_priors"]:
-        words = training("stage2", typed, settings)[1]
-        config = build.plain(overrides.composed("stage2", "train_stage2", words))
-        if config["tokenizer"] != "auto":
-            continue
-        if not any(fits(config["prior"], spec) for spec in specs):
-            raise ValueError(
-                f"demo_priors={typed} can read the latents of none of demo_tokenizers="
-                f"{','.join(settings['demo_tokenizers'])}; add one of kl, var, vqgan that it can"
-            )
-
-
-def fits(prior: dict[str, Any], spec: Any) -> bool:
-    """Whether the prior of this config node reads latents of this kind."""
-    try:
-        build.check_pair(prior, spec)
-    except ValueError:
-        return False
-    return True
-
-
-def training(stage: str, typed: str, settings: dict[str, Any]) -> tuple[str, list[str]]:
-    """-> (name of the run, words behind train_<stage>.py) of a demo's `diffusion path=vp`."""
-    kind = {"stage1": "tokenizer", "stage2": "prior"}[stage]
-    choice, *more = f"{kind}={typed}".split()
-    wrong = [word for word in more if "=" not in word]
-    if wrong or choice.endswith("="):
-        raise ValueError(
-            f"wanted demo_{kind}s as names, with settings behind them where needed, got {typed!r}; "
-            "type for instance \"demo_priors=[flow,'diffusion path=vp']\""
-        )
-    name = "-".join(word.split("=")[1] for word in (choice, *more))
-    where = [f"run.name={name}", f"run.root='{settings['demo_root']}'", "train.resume=auto"]
-    budget = [f"train.max_minutes={settings[f'demo_{kind}_minutes']}", "train.max_steps=null"]
-    return name, [choice, *more, *where, *budget, *settings["demo_words"]]
-
-
-def train_demo(settings: dict[str, Any]) -> list[Path]:
-    """Train the tokenizers, then every prior for equally long; returns their runs.
-
-    `demo_jobs` trainings at once, each with its share of the cores: small models gain more from a
-    core each than from all cores together."""
-    root, jobs = Path(settings["demo_root"]), settings["demo_jobs"]
-    share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))} if jobs > 1 else {}
-
-    def trained(stage: str, minutes: float, typed: str) -> Path:
-        name, words = training(stage, typed, settings)
-        done = next(runs.newest_first(root, stage, name), None)
-        if done is None or (minutes_of(done) or 0) < 0.98 * minutes:  # a run may end a step early
-            run([ROOT / f"train_{stage}.py", *words], share)
-            done = next(runs.newest_first(root, stage, name))
-        return done
-
-    made = []
-    for stage, kind in (("stage1", "tokenizer"), ("stage2", "prior")):
-        work = partial(trained, stage, settings[f"demo_{kind}_minutes"])
-        with ThreadPoolExecutor(jobs) as pool:
-            made += pool.map(work, settings[f"demo_{kind}s"])
-    return made
-
-
 def run(command: list[Any], variables: dict[str, str] | None = None) -> None:
     """Run a script of the repository; stop with its own words if it fails."""
     print(" ".join(["python", *map(str, command)]), flush=True)
@@ -274,14 +186,6 @@ def run(command: list[Any], variables: dict[str, str] | None = None) -> None:
     done = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment)
     if done.returncode:
         raise ValueError(f"{Path(command[1]).name} failed; its words are above")
-
-
-def minutes_of(model: Path) -> float | None:
-    """Training time by the run's checkpoint; None where there is no checkpoint."""
-    try:
-        return opening.read_counters(model)[1].seconds / 60
-    except ValueError:
-        return None
 
 
 def send(rows: Any, folders: list[Path], written: list[Path], settings: dict[str, Any]) -> None:

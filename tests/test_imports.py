@@ -41,6 +41,7 @@ ALLOWED = {
     "build": {"contracts", "words"},
     "cli": {"overrides"},
     "overrides": {"finetune", "runs", "words"},
+    "demo": {"build", "overrides", "runs", "training"},
     "pipeline": {
         *("arguments", "contracts", "build", "checkpoint", "editing", "features", "pictures"),
         *("sampling", "words"),

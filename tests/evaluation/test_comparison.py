@@ -17,7 +17,7 @@ from PIL import Image
 
 from scripts import compare
 from tests.evaluation import runs
-from vqgen import build, cli, overrides
+from vqgen import build, cli, demo, overrides
 from vqgen.evaluation import comparison, plots
 from vqgen.evaluation.card import Card
 from vqgen.evaluation.comparison import Row, plain_name
@@ -231,7 +231,7 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
     """Every command of demo=true passes the checks of its own entry point; trained runs stay."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
         settings = build.plain(hydra.compose("compare", [f"demo_root={tmp_path}", "demo_jobs=1"]))
-    compare.check_demo(settings)
+    demo.check(settings)
     commands: list[list[str]] = []
     trained: dict[str, Path] = {}
 
@@ -240,12 +240,11 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
         name = next(word for word in commands[-1] if word.startswith("run.name=")).split("=")[1]
         trained[name] = tmp_path / name
 
-    monkeypatch.setattr(compare, "run", run)
-    monkeypatch.setattr(compare, "minutes_of", lambda model: 16.0)
+    monkeypatch.setattr(demo, "minutes_of", lambda model: 16.0)
     monkeypatch.setattr(
-        compare.runs, "newest_first", lambda root, stage, name: iter([trained.get(name)])
+        demo.runs, "newest_first", lambda root, stage, name: iter([trained.get(name)])
     )
-    made = compare.train_demo(settings)
+    made = demo.train(settings, run)
     assert [path.name for path in made[:3]] == ["kl", "var", "vqgan"] and len(made) == 9
     families = {path.name.split("-")[0] for path in made[3:]}
     assert families == {"llamagen", "var", "absorbing", "flow", "diffusion"}
@@ -255,7 +254,7 @@ def test_the_demo_types_what_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_p
         GlobalHydra.instance().clear()
     again = len(commands)
     trained |= {path.name: path for path in made}
-    assert compare.train_demo(settings) == made and len(commands) == again
+    assert demo.train(settings, run) == made and len(commands) == again
 
 
 @pytest.mark.parametrize(
@@ -278,7 +277,7 @@ def test_a_demo_that_would_stop_is_refused_before_it_trains(
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF / "evaluate")):
         config = hydra.compose("compare", [f"demo_root={tmp_path}", *words])
         with pytest.raises(ValueError, match=sentence):
-            compare.check_demo(build.plain(config))
+            demo.check(build.plain(config))
 
 
 @pytest.mark.parametrize(
