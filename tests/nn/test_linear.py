@@ -1,5 +1,6 @@
 """The linear layer of sampling: the plain product, a row's bits at any batch."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -92,6 +93,7 @@ def test_packed_weights_give_the_same_bits_and_go_again(dtype: torch.dtype) -> N
     with torch.no_grad():
         plain = net(x)
         with packed_weights(net):
+            assert torch.equal(copy.deepcopy(net)(x), plain)
             if room.multiplied_by_onednn(x):
                 assert all(layer.packed is not None for layer in net)
             assert torch.equal(net(x), plain) and torch.equal(net(x[:3]), plain[:3])
@@ -109,3 +111,10 @@ def test_a_large_net_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "PACKED_BYTES", layer.weight.nbytes - 1)
     with torch.no_grad(), packed_weights(layer):
         assert layer.packed is None
+
+
+@pytest.mark.slow
+def test_a_compiled_layer_is_the_same() -> None:
+    layer, x = Linear(64, 96), torch.randn(5, 64)
+    with torch.no_grad(), packed_weights(layer):
+        torch.testing.assert_close(torch.compile(layer)(x), layer(x))

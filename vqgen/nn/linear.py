@@ -4,6 +4,7 @@ the widest vectors it has."""
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 ROW_TILE = 4
 ONEDNN_TILE = 2  # the same of oneDNN: one row alone is the only exception
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+HAS_BF16 = (  # the processor, and oneDNN, which can be told to leave some of it
+    torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+) and (HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 PACKED_BYTES = 2**31  # of weights that may be held twice, see `packed_weights`
 
 
@@ -41,6 +44,10 @@ class Linear(nn.Linear):
         if weight is None or weight.dtype != input.dtype or not multiplied_by_onednn(input):
             weight = self.weight.to(dtype)
         return linear(input, weight, bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed weight, which cannot be copied or pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
 
 
 class WideLinear(Linear):
@@ -96,9 +103,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def multiplied_by_onednn(x: Tensor) -> bool:
     """Whether `linear` asks oneDNN for the product itself: on a CPU, outside of training and
-    autocast, in float32, and in bf16 on hardware that has it (else its bits vary)."""
+    autocast, in float32, and in bf16 on hardware that has it (else its bits vary). What is
+    compiled has kernels of its own."""
     return (
         HAS_ONEDNN
+        and not torch.compiler.is_compiling()
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and HAS_BF16))
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()

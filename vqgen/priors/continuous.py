@@ -62,7 +62,10 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The prediction at x_t: x [rows, C, h, w], t [rows] (float64, CPU), condition [rows,
         width] -> the shape of x, in float32 or better."""
-        value = self.network(x / fit(self.path.scale(t), x), fit(t, x).flatten(), condition)
+        weights = next(self.network.parameters()).dtype
+        inputs = x / fit(self.path.scale(t), x)
+        inputs = inputs.to(weights) if weights.itemsize < 4 else inputs  # in half precision
+        value = self.network(inputs, fit(t, x).flatten(), condition)
         return fit(self.path.size(self.kind, t), x) * value.to(x.dtype)
 
     def embed(self, condition: Condition) -> Tensor:
@@ -140,7 +143,8 @@ class Denoiser(nn.Module):
             draws = Draws(seeds)
 
             def noise() -> Tensor:
-                return draws.normal(*shape[1:]).to(like)
+                wide = torch.promote_types(like.dtype, torch.float32)  # small steps are not lost
+                return draws.normal(*shape[1:]).to(like.device, wide)
 
             def field(step: int) -> Field:
                 predict = partial(self._guided, branches, vectors, step)
