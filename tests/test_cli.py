@@ -204,6 +204,14 @@ def test_a_recipe_brings_the_choice_that_it_is_named_after() -> None:
     assert overrides.check(*STAGE1, [word, "init=x"]) == [word, "init=x"]
 
 
+@pytest.mark.parametrize("word", ["~seed", "~precision", "~root"])
+def test_a_setting_of_the_command_cannot_be_taken_away(word: str) -> None:
+    with pytest.raises(ValueError, match=f"{word[1:]} cannot be taken away; leave {word} out"):
+        overrides.check(".", "sample", [word])
+    with pytest.raises(ValueError, match="train cannot be taken away"):
+        overrides.check(*STAGE2, ["~train"])
+
+
 def test_a_run_of_the_other_stage_is_refused(var_run: Path) -> None:
     word = f"train.resume={var_run}"
     with pytest.raises(ValueError, match=rf"of stage1.*type python train_stage1\.py {word}"):

@@ -291,6 +291,33 @@ def test_what_is_handed_in_wrong_is_one_sentence(pipeline: Pipeline, name: str) 
         call(pipeline)
 
 
+def test_what_comes_out_may_be_changed_and_learned_from(pipeline: Pipeline) -> None:
+    images = pipeline.sample([0, 1], seeds=[0, 1])
+    tokens = pipeline.encode(images)
+    tokens[:, 3], images[:, 0] = 0, 255
+    pipeline.prior.requires_grad_()
+    pipeline.prior.loss(tokens, vqgen.Condition.of_labels(torch.tensor([0, 1]))).total.backward()
+    pipeline.prior.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_images_in_another_precision_are_read(pipeline: Pipeline, dtype: torch.dtype) -> None:
+    images = (tiny.images(2).float() / 127.5 - 1).to(dtype)
+    assert torch.equal(pipeline.encode(images), pipeline.encode(images.float()))
+
+
+def test_what_cannot_be_loaded_or_read_is_one_sentence(pipeline: Pipeline, tmp_path: Path) -> None:
+    run = stage2_run(tmp_path)
+    with pytest.raises(ValueError, match="wanted device=foo, but this machine has cpu"):
+        vqgen.load(run, device="foo")
+    with pytest.raises(ValueError, match="wanted the path of a run or pipeline folder, got 3"):
+        vqgen.load(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"wanted images as a tensor .* got ndarray"):
+        pipeline.encode(tiny.images(1).numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"wanted text as vqgen.text embeds captions.* got list"):
+        pipeline.sample(text=["a cat"])
+
+
 def test_continuous_latents_of_another_shape_are_refused() -> None:
     pipeline = Pipeline(tiny.kl())
     assert torch.equal(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgen.contracts import LatentSpec, Prior, TokenSpec
+from vqgen.contracts import Condition, LatentSpec, Prior, TokenSpec
 from vqgen.words import nearest
 
 SEEDS = 2**63  # what every generator takes
@@ -88,8 +88,30 @@ def check_latents(spec: LatentSpec, latents: Tensor) -> None:
         )
 
 
+def check_text(text: Any) -> None:
+    """Raise a ValueError unless these are captions as vqgen.text embeds them, or None."""
+    if text is not None and not isinstance(text, Condition):
+        raise ValueError(
+            "wanted text as vqgen.text embeds captions, a Condition, got "
+            f"{type(text).__name__}; or type python sample.py 'text=\"a cat\"'"
+        )
+
+
+def check_images(images: Any) -> None:
+    """Raise a ValueError unless this is a tensor [n, 3, H, W] of at least one image."""
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"wanted images as a tensor [n, 3, H, W], got {type(images).__name__}; convert with "
+            "torch.from_numpy(images).permute(0, 3, 1, 2) or the like"
+        )
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
+    if not len(images):
+        raise ValueError("wanted at least one image, got 0")
+
+
 def floats(images: Tensor) -> Tensor:
-    """uint8 or float images -> float in [-1, 1]. Raises ValueError for numbers out of range."""
+    """uint8 or float images -> float32 in [-1, 1]. Raises ValueError for numbers out of range."""
     if not images.is_floating_point():
         low, high = int(images.amin()), int(images.amax())
         if images.dtype == torch.bool or low < 0 or high > 255:
@@ -103,7 +125,7 @@ def floats(images: Tensor) -> Tensor:
             f"wanted float images in [-1, 1], got up to {float(images.abs().amax()):.4g}; for "
             "0 to 255 hand in uint8, or images / 127.5 - 1"
         )
-    return images
+    return images.float()
 
 
 def checked_knobs(prior: Prior, given: dict[str, Any]) -> Any:

@@ -47,6 +47,11 @@ def check(folder: str, name: str, words: list[str]) -> list[str]:
         known = dict(_leaves(hydra.compose(name, chosen)))
         for override in overrides:
             key = override.key_or_group
+            if override.is_delete() and _group(key) not in groups:
+                raise ValueError(
+                    f"{key} cannot be taken away; leave ~{key} out for its default, or type "
+                    f"{key}=VALUE"
+                )
             if override not in choices and not key.startswith("hydra") and not override.is_add():
                 if key not in _paths(known):
                     _check_other_choices(name, key, chosen, groups)

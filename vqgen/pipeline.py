@@ -1,5 +1,6 @@
 """A pipeline: tokenizer and prior out of one folder; conditions in, uint8 images out."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ class Pipeline:
                 kind = (
                     f"classes {listed}"
                     if count
+                    else "no classes: it takes captions, hand in text="
+                    if self.prior.text_size
                     else "no classes: it is unconditional, leave classes out"
                 )
                 hint = nearest(str(given).lower(), names)
@@ -103,7 +106,7 @@ class Pipeline:
             found.append(int(index))
         return found
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self, labels: Sequence[int | str] | Tensor | None = None, *, batch: int = 32, **options: Any
     ) -> Tensor:
@@ -111,7 +114,7 @@ class Pipeline:
         latents = self.sample_latents(labels, batch=batch, **options)
         return torch.cat([self.decode(part) for part in latents.split(batch)])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample_latents(
         self,
         labels: Sequence[int | str] | Tensor | None = None,
@@ -143,6 +146,7 @@ class Pipeline:
         """
         prior = self.prior.eval()  # whatever was done to it since
         arguments.check_whole(n=1 if n is None else n, batch=batch)
+        arguments.check_text(text)
         total = arguments.count(labels, n if text is None else text.batch, seeds)
         if known is not None and not isinstance(known, Known):
             raise ValueError(f"wanted known=vqgen.Known(latents, keep), got {type(known).__name__}")
@@ -160,7 +164,7 @@ class Pipeline:
             done.append(prior.sample(part, settings, scale, seeds[rows], kept, on_step))
         return torch.cat(done)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def film(
         self,
         labels: Sequence[int | str] | Tensor | None = None,
@@ -188,7 +192,7 @@ class Pipeline:
         self.sample_latents(labels, batch=batch, on_step=keep, **options)
         return torch.cat([torch.stack(part) for part in taken], dim=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def edit(
         self,
         images: Tensor,
@@ -210,7 +214,7 @@ class Pipeline:
             paint[:, None].to(drawn.device), original.to(drawn.device) if paste else drawn
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def known(self, images: Tensor, paint: Tensor) -> Known:
         """What a sampler has to keep of images (as for `edit`) so that only `paint` is new."""
         images = self._floats(images)
@@ -234,13 +238,13 @@ class Pipeline:
         keep = editing.keep_mask(self.tokenizer.spec, paint.to(self.device))
         return Known(self.encode(images), keep, whole=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> latents, as the tokenizer's
         spec says. Raises ValueError for floats beyond [-1, 1]."""
         return self._in_pieces(self.tokenizer.encode, self._floats(images))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents, as the tokenizer's spec says -> uint8 images [n, 3, H, W].
 
@@ -274,14 +278,11 @@ class Pipeline:
         return images.masked_fill(squares, pictures.UNDECIDED)
 
     def _floats(self, images: Tensor) -> Tensor:
-        """uint8 or float images -> float in [-1, 1] on this device."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"wanted images [n, 3, H, W], got {list(images.shape)}")
-        if not len(images):
-            raise ValueError("wanted at least one image, got 0")
+        """uint8 or float images -> float32 in [-1, 1] on this device."""
+        arguments.check_images(images)
         return arguments.floats(images.to(self.device))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """uint8 or float images [n, 3, H, W] (floats in [-1, 1]) -> uint8 images through the
         tokenizer."""
@@ -304,13 +305,16 @@ def load(
     `Pipeline.halve`.
 
     Raises ValueError if there is no finished export, a file is damaged, the pair does not fit, or
-    the precision is another one.
+    the precision is another one or the device not there.
     """
     if precision not in PRECISIONS:
         raise ValueError(
-            f"wanted precision=float32 or precision=bf16 to sample in, got {precision}"
+            "wanted precision=float32 or precision=bf16 to sample in, got "
+            f"{precision!r}{nearest(str(precision), PRECISIONS)}"
         )
-    loaded = _load(Path(path)).to(device)
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"wanted the path of a run or pipeline folder, got {path!r}")
+    loaded = _load(Path(path)).to(build.device(str(device)))
     return loaded.halve() if precision == "bf16" else loaded
 
 

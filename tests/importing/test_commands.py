@@ -282,7 +282,9 @@ def test_an_export_that_the_peer_would_read_otherwise(run: Run, tmp_path: Path, 
     file = tmp_path / "gpt.pt"
     words = [saved, "--part", "prior", "--as", "llamagen-gpt", "--out", file]
     assert run("export_weights", *words) == 2
-    assert "zero_condition_rope is False, there it is True" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "zero_condition_rope is False, there it is True" in said
+    assert "trained with the peer's settings, prior.zero_condition_rope=true" in said
     patched = {**tokenizer, "encoder": {**tokenizer["encoder"], "patch": 2, "kernel": 1}}
     patched["decoder"] = {**tokenizer["decoder"], "patch": 2}
     saved = small.save(tmp_path / "patched", {**patched, "image_size": [32, 32]}, prior)

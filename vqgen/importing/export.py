@@ -87,7 +87,8 @@ def to_theirs(
         description = family.describe(shapes, hints)
     except KeyError as error:
         raise ValueError(f"{family.name} has {error.args[0]}, this model has not") from error
-    changed = list(_changes(canonical(description.architecture, spec), architecture))
+    wanted = canonical(description.architecture, spec)
+    changed = list(_changes(wanted, architecture))
     if description.spec not in (None, spec):  # the peers' images are square
         assert description.spec is not None
         changed.append(f"its grids are {spec.grids}, there they are {description.spec.grids}")
@@ -95,7 +96,7 @@ def to_theirs(
     if changed:
         raise ValueError(
             f"{family.name} cannot hold this model: {'; '.join(changed)} (a model for export is "
-            f"trained with the peer's settings{_others(family)})"
+            f"trained with the peer's settings{_to_type(wanted, architecture)}{_others(family)})"
         )
     more = description.peers_own(spec)
     theirs |= {n: value for n, value in more.items() if n not in description.unsaved}
@@ -109,6 +110,14 @@ def _written_in(family: Family, architecture: dict[str, Any]) -> Iterator[str]:
         for name, value in family.fixed.items():
             if numbers[name] != value:
                 yield f"  {name} is {numbers[name]}: change the {value} in {family.name}'s code"
+
+
+def _to_type(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The switches of a prior with which a model like the peer's would be trained."""
+    if not ours["_target_"].startswith("vqgen.priors."):
+        return ""
+    differ = [key for key in ours if isinstance(theirs.get(key), bool) and theirs[key] != ours[key]]
+    return "".join(f", prior.{key}={str(theirs[key]).lower()}" for key in differ)
 
 
 def _others(family: Family) -> str:
@@ -145,7 +154,8 @@ def _changes(theirs: dict[str, Any], ours: dict[str, Any], path: str = "") -> It
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _changes(a, b, f"{path}{key}.")
         elif a != b and not TRAINING.fullmatch(key):
-            yield f"{path}{key} is {b}, there it is {a}"
+            there = "nothing that can be read" if a == [] else a
+            yield f"{path}{key} is {b}, there it is {there}"
 
 
 def _families(saved: checkpoint.SavedModel, wanted: str) -> list[Family]:
