@@ -85,7 +85,7 @@ def test_publishing_needs_a_name(tmp_path: Path, monkeypatch, capsys) -> None:
         ("project=a/b", "without /\\#?%:, got the letters '/'; type project=vqgen"),
         ("entity=" + "e" * 129, "got 129 letters"),
         ("out=null", "wanted out as a text, got None"),
-        ("~out", "wanted out as a text, got None"),
+        ("~out", "out cannot be taken away; leave ~out out"),
         ("out=5", "wanted out as a text, got 5"),
         (
             "out=/dev/null/x",
