@@ -297,6 +297,7 @@ def test_what_comes_out_may_be_changed_and_learned_from(pipeline: Pipeline) -> N
     tokens[:, 3], images[:, 0] = 0, 255
     pipeline.prior.requires_grad_()
     pipeline.prior.loss(tokens, vqgen.Condition.of_labels(torch.tensor([0, 1]))).total.backward()
+    assert all(p.grad is not None for p in pipeline.prior.blocks.parameters())
     pipeline.prior.requires_grad_(False)
 
 
