@@ -24,8 +24,7 @@ def main(config: DictConfig) -> None:
     files.check({name: settings[name] for name in ("image", "mask")})
     with ranks.joined() as first:
         path = find_pipeline(settings)
-        device = build.device(settings["device"])
-        loaded = pipeline.load(path, device=device, precision=settings["precision"])
+        loaded = pipeline.load(path, settings["device"], settings["precision"])
         order = Order(loaded, settings, knobs_of(settings))
         draw = partial(order.draw, shown=first)
         film = ranks.spread(draw, order.total, batch=settings["batch"])

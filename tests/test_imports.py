@@ -38,7 +38,7 @@ ALLOWED = {
         *("arguments", "contracts", "build", "checkpoint", "pipeline", "pictures", "runs"),
         *("data", "losses", "metrics", "sampling", "training"),
     },
-    "build": {"contracts", "words"},
+    "build": {"contracts", "nn", "words"},
     "cli": {"overrides"},
     "overrides": {"finetune", "runs", "words"},
     "demo": {"build", "overrides", "runs", "training"},

@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from vqgen.nn.linear import HAS_BF16
 from vqgen.words import nearest
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -301,8 +302,7 @@ def precision(settings: dict[str, Any]) -> str:
         return str(wanted)
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if HAS_BF16 else "32-true"
 
 
 def place(settings: dict[str, Any]) -> dict[str, str]:

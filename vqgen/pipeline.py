@@ -302,7 +302,7 @@ def load(
     path: str | Path, device: str | torch.device = "cpu", precision: str = "float32"
 ) -> Pipeline:
     """Load a run folder, or the pipeline/ or tokenizer/ folder in it; precision "bf16" is
-    `Pipeline.halve`.
+    `Pipeline.halve`, device "auto" the best there is.
 
     Raises ValueError if there is no finished export, a file is damaged, the pair does not fit, or
     the precision is another one or the device not there.
@@ -314,12 +314,13 @@ def load(
         )
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"wanted the path of a run or pipeline folder, got {path!r}")
-    loaded = _load(Path(path)).to(build.device(str(device)))
+    place = build.device(str(device))
+    loaded = _load(Path(path)).to(place)
     return loaded.halve() if precision == "bf16" else loaded
 
 
 def _load(path: Path) -> Pipeline:
-    """On the CPU, in float32."""
+    """`load` on the CPU, in float32."""
     if (path / "pipeline" / "prior").is_dir():
         path = path / "pipeline"
     if (path / "prior").is_dir():

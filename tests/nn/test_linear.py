@@ -1,7 +1,6 @@
 """The linear layer of sampling: the plain product, a row's bits at any batch."""
 
 import copy
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -115,7 +114,6 @@ def test_a_large_net_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with a C++ compiler")
 def test_a_compiled_layer_is_the_same() -> None:
     layer, x = Linear(64, 96), torch.randn(5, 64)
     with torch.no_grad(), packed_weights(layer):

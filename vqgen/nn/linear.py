@@ -30,9 +30,7 @@ class Linear(nn.Linear):
     torch leaves float32 products to MKL, which has AVX2 alone for processors that are not Intel's:
     there oneDNN is twice as fast, at many rows and at few (`benchmarks/linear.py`)."""
 
-    packed: Tensor | None = (
-        None  # the weight as oneDNN reads it fastest, while `packed_weights` lasts
-    )
+    packed: Tensor | None = None  # the weight in oneDNN's order, while `packed_weights` lasts
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., in_features] -> [..., out_features], in x's precision if the weight has less.
